@@ -1,0 +1,49 @@
+# Two commands do everything: `make train` and `make test`. Both set up .venv first, if it is missing or out of date.
+
+PYTHON ?= python3.11
+RUN ?= deploy/runs/tiny_cpu.toml
+ARGS ?=
+CONSTRAINTS := deploy/constraints/cpu.txt
+TORCH := torch==2.13.0+cpu
+TORCH_INDEX := https://download.pytorch.org/whl/cpu
+BIN := .venv/bin
+STAMP := .venv/.set-up
+CODE := tvr rollout learner reward_service orchestrator deploy tests
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup train test check-tools
+
+help:  ## Show this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
+	@echo '  e.g. make train ARGS="--out output/mine"'
+
+setup: $(STAMP)  ## Make .venv and install (once; again only when pyproject.toml or the pins change)
+
+train: $(STAMP)  ## Train the tiny policy on this CPU: render, GRPO, metrics before and after (RUN=..., ARGS=...)
+	$(BIN)/star-r1 train $(RUN) $(ARGS)
+
+test: $(STAMP)  ## Lint, check types, run all tests (ARGS=... goes to pytest)
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/mypy
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(ARGS)
+
+check-tools:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null || { \
+	  echo "$(PYTHON) is not a working Python 3.11 or 3.12. Install Python 3.11 with its venv module," \
+	    "or name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "$(PYTHON) cannot make virtual environments. Install its venv module (Debian: python3.11-venv)." >&2; exit 1; }
+	@command -v g++ >/dev/null || { \
+	  echo "There is no C++ compiler (g++), which torch needs. Install one (Debian: apt-get install g++)." >&2; exit 1; }
+
+# torch comes first and by itself: where the package index has no CPU build, it is fetched from PyTorch's own.
+$(STAMP): pyproject.toml $(CONSTRAINTS) deploy/torchvision_cpu.py deploy/torchvision_shim.py | check-tools
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -c $(CONSTRAINTS) '$(TORCH)' \
+	  || $(BIN)/pip install --quiet -c $(CONSTRAINTS) --extra-index-url $(TORCH_INDEX) '$(TORCH)'
+	$(BIN)/pip install --quiet -c $(CONSTRAINTS) -e '.[cpu,dev]'
+	$(BIN)/python deploy/torchvision_cpu.py
+	touch $@

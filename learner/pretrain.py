@@ -1,0 +1,276 @@
+"""Supervised pretraining of a tiny policy on rendered scenes: to see, and to keep the reply format.
+
+Two kinds of examples, mixed by phase. *name*: one picture, the reply lists its objects. *pair*: the real prompt, the
+reply lists every object's final state by its index and then answers with the changes. Most pairs differ in many cells:
+with one or two changes among a dozen cells, copying the list in the prompt is almost right, and nothing would make it
+look.
+
+The run is resumable: batches depend on (seed, step) alone, and a checkpoint holds model, optimiser and step.
+"""
+
+import json
+import logging
+import os
+import random
+import time
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from learner.tiny_policy import make_tiny_policy
+from tvr.answer import format_answer
+from tvr.prompt import build_messages
+from tvr.scene import Scene, difference
+from tvr.scene_states import StatePicture, load_states, make_states
+
+logger = logging.getLogger(__name__)
+
+HELD_OUT_SHARE = 0.04
+CHECKPOINT_EVERY = 200
+NEARBY = ((0, 1), (1, 0), (2, 3), (3, 2))  # states that one or two changes lead between, see tvr/scene_states.py
+
+
+class StatesConfig(BaseModel):
+    """Which scenes to render for pretraining."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    folder: Path = Field(description="Where the rendered shards lie; rendered there if missing.")
+    scenes: int = Field(gt=0, description="Number of scenes, four states each. More generalise better.")
+    objects: tuple[int, int] = Field(description="Smallest and largest number of objects in a scene.")
+    size: tuple[int, int] = Field(description="Picture width and height in pixels.")
+    spp: int = Field(gt=0, description="Samples per pixel. More is less noisy and slower.")
+    seed: int = Field(description="Seed of the scenes.")
+    workers: int = Field(gt=0, description="Rendering processes.")
+
+
+class PhaseConfig(BaseModel):
+    """One stretch of training with its own mix and learning-rate curve."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps: int = Field(gt=0, description="Optimiser steps.")
+    batch: int = Field(gt=0, description="Examples a step.")
+    learning_rate: float = Field(gt=0, description="Peak; 2 % warm-up, then a cosine to a tenth.")
+    name_share: float = Field(ge=0, le=1, description="Share of name examples; the rest are pairs.")
+    nearby_share: float = Field(ge=0, le=1, description="Share of the pairs that differ in one or two cells only.")
+
+
+class PretrainConfig(BaseModel):
+    """A pretraining run file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    out: Path = Field(description="Run directory: checkpoint, curve and the final model folder.")
+    seed: int = Field(description="Seed of the weights and of the order of examples.")
+    threads: int = Field(gt=0, description="CPU threads.")
+    precision: Literal["float32", "bfloat16"] = Field(description="bfloat16 runs matrix products in it (autocast).")
+    states: StatesConfig
+    phases: list[PhaseConfig] = Field(min_length=1, description="Run in order.")
+
+
+def load_pretrain_config(path: Path) -> PretrainConfig:
+    """Read a run file. Raises pydantic.ValidationError and tomllib.TOMLDecodeError."""
+    return PretrainConfig.model_validate(tomllib.loads(path.read_text()))
+
+
+def pretrain(config: PretrainConfig) -> Path:
+    """Run or resume; returns the model folder, written in bfloat16."""
+    torch.set_num_threads(config.threads)
+    config.out.mkdir(parents=True, exist_ok=True)
+    states = config.states
+    rendering = make_states(
+        states.folder,
+        num_scenes=states.scenes,
+        objects=states.objects,
+        size=states.size,
+        spp=states.spp,
+        seed=states.seed,
+        workers=states.workers,
+    )
+    for done in rendering:
+        if done % 500 == 0:
+            logger.info("rendered %d of %d scenes", done, states.scenes)
+
+    start = config.out / "start"
+    if not start.exists():
+        make_tiny_policy(start, config.seed)
+    processor = AutoProcessor.from_pretrained(start)
+    model = AutoModelForImageTextToText.from_pretrained(start, attn_implementation="eager", dtype=torch.float32)
+    data = ExampleSource(load_states(states.folder), processor, config.seed)
+    _train(config, model, data)
+    folder = config.out / "model"
+    model.to(torch.bfloat16).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+class ExampleSource:
+    """Batches of examples from rendered states. The last 4 % of the scenes are held out for the curve."""
+
+    def __init__(self, pictures: list[StatePicture], processor: Any, seed: int) -> None:
+        self.processor = processor
+        self.seed = seed
+        self.scenes: dict[int, dict[int, list[int]]] = {}
+        for index, item in enumerate(pictures):
+            self.scenes.setdefault(item.scene_id, {}).setdefault(item.state_id, []).append(index)
+        self.pictures = pictures
+        ids = sorted(self.scenes)
+        cut = len(ids) - max(1, int(len(ids) * HELD_OUT_SHARE))
+        self.training, self.held_out = ids[:cut], ids[cut:]
+        self.patches, self.grid = _encode_pictures(pictures, processor)
+        tokenizer = processor.tokenizer
+        self.image_token_id = tokenizer.convert_tokens_to_ids(processor.image_token)
+        self.tokens_per_picture = int(self.grid.prod()) // processor.image_processor.merge_size**2
+
+    def batch(self, phase: PhaseConfig, key: str, scene_ids: list[int]) -> dict[str, torch.Tensor]:
+        """Right-padded model inputs and `labels` [B, L], -100 where nothing is to be learnt."""
+        rng = random.Random(f"{self.seed}/{key}")
+        rows, picture_ids = [], []
+        for _ in range(phase.batch):
+            states = self.scenes[rng.choice(scene_ids)]
+            if rng.random() < phase.name_share:
+                prompt, reply, used = self._name_example(rng, states)
+            else:
+                prompt, reply, used = self._pair_example(rng, states, phase.nearby_share)
+            rows.append((self._tokens(prompt), self._tokens(reply + self.processor.tokenizer.eos_token)))
+            picture_ids += used
+        length = max(len(prompt) + len(reply) for prompt, reply in rows)
+        input_ids = torch.full((len(rows), length), self.processor.tokenizer.pad_token_id)
+        labels = torch.full((len(rows), length), -100)
+        for row, (prompt, reply) in enumerate(rows):
+            end = len(prompt) + len(reply)
+            input_ids[row, :end] = torch.tensor(prompt + reply)
+            labels[row, len(prompt) : end] = torch.tensor(reply)
+        return {
+            "input_ids": input_ids,
+            "labels": labels,
+            "mm_token_type_ids": (input_ids == self.image_token_id).int(),
+            "pixel_values": self.patches[picture_ids].flatten(0, 1).float(),
+            "image_grid_thw": self.grid.expand(len(picture_ids), 3),
+        }
+
+    def _name_example(self, rng: random.Random, states: dict[int, list[int]]) -> tuple[str, str, list[int]]:
+        index = rng.choice(rng.choice(list(states.values())))
+        scene = self.pictures[index].scene
+        content = [{"type": "text", "text": "final :"}, {"type": "image"}, {"type": "text", "text": "objects ?"}]
+        return self._prompt([{"role": "user", "content": content}]), format_answer((), list_objects(scene)), [index]
+
+    def _pair_example(
+        self, rng: random.Random, states: dict[int, list[int]], nearby_share: float
+    ) -> tuple[str, str, list[int]]:
+        if rng.random() < nearby_share:
+            before, after = rng.choice(NEARBY)
+        else:
+            before, after = rng.sample(sorted(states), 2)
+        first, last = states[before][0], rng.choice(states[after])  # a state's first picture is from the centre
+        old, new = self.pictures[first].scene, self.pictures[last].scene
+        prompt = self._prompt(list(build_messages(old)))
+        return prompt, format_answer(difference(old, new), list_objects(new)), [first, last]
+
+    def _prompt(self, messages: list[dict[str, Any]]) -> str:
+        text = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return text.replace(self.processor.image_token, self.processor.image_token * self.tokens_per_picture)
+
+    def _tokens(self, text: str) -> list[int]:
+        return self.processor.tokenizer(text)["input_ids"]
+
+
+def list_objects(scene: Scene) -> str:
+    """The reasoning that is taught: what each object looks like now.
+
+    A tiny policy has no words to spare, so it goes without punctuation.
+    """
+    return " ".join(f"{index} {item}" for index, item in enumerate(scene))
+
+
+def _encode_pictures(pictures: list[StatePicture], processor: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Patches `[pictures, patches, features]` bfloat16, and the one grid `[1, 3]` that all pictures share."""
+    parts = []
+    grid = torch.empty(0)
+    for first in range(0, len(pictures), 64):
+        batch = [item.picture for item in pictures[first : first + 64]]
+        encoded = processor.image_processor(images=batch, return_tensors="pt")
+        parts.append(encoded["pixel_values"].unflatten(0, (len(batch), -1)).bfloat16())
+        grid = encoded["image_grid_thw"][:1]
+    return torch.cat(parts), grid
+
+
+def _train(config: PretrainConfig, model: Any, data: ExampleSource) -> None:
+    total = sum(phase.steps for phase in config.phases)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01)
+    checkpoint = config.out / "checkpoint.pt"
+    done = 0
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        done = saved["step"]
+        logger.info("resuming at step %d of %d", done, total)
+    began, first = time.monotonic(), done
+    for step, phase, learning_rate in _schedule(config, start=done):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+        loss = _loss(config, model, data.batch(phase, str(step), data.training))[0]
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        if not torch.isfinite(norm):
+            raise FloatingPointError(f"gradient norm {norm} at step {step}; lower the learning rate")
+        optimizer.step()
+        optimizer.zero_grad()
+        done = step + 1
+        if done % CHECKPOINT_EVERY == 0 or done == total:
+            curve = {"step": done, "loss": round(loss.item(), 4), **measure(config, model, data, phase)}
+            curve["minutes"] = round((time.monotonic() - began) / 60, 1)
+            left = (time.monotonic() - began) / (done - first) * (total - done) / 60
+            logger.info("step %d of %d, %.0f minutes left: %s", done, total, left, curve)
+            with (config.out / "curve.jsonl").open("a") as file:
+                file.write(json.dumps(curve) + "\n")
+            part = checkpoint.with_suffix(".part")
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": done}
+            torch.save(state, part)
+            os.replace(part, checkpoint)
+
+
+def _schedule(config: PretrainConfig, start: int) -> Iterator[tuple[int, PhaseConfig, float]]:
+    step = 0
+    for phase in config.phases:
+        warmup = max(1, phase.steps // 50)
+        for at in range(phase.steps):
+            if step >= start:
+                cosine = 0.55 + 0.45 * torch.cos(torch.tensor(torch.pi * at / phase.steps)).item()
+                yield step, phase, phase.learning_rate * min(1.0, (at + 1) / warmup) * cosine
+            step += 1
+
+
+def _loss(config: PretrainConfig, model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """Mean cross-entropy over the reply tokens, their argmax predictions and the tokens."""
+    labels = batch.pop("labels")
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=config.precision == "bfloat16"):
+        hidden = model.model(**batch).last_hidden_state[:, :-1][labels[:, 1:] >= 0]
+        logits = model.lm_head(hidden).float()
+    targets = labels[:, 1:][labels[:, 1:] >= 0]
+    return F.cross_entropy(logits, targets), logits.argmax(-1), targets
+
+
+@torch.no_grad()
+def measure(config: PretrainConfig, model: Any, data: ExampleSource, phase: PhaseConfig) -> dict[str, float]:
+    """Teacher-forced accuracy on held-out scenes, by attribute: the share of value tokens predicted right."""
+    from tvr.scene import ATTRIBUTES
+
+    right, seen = dict.fromkeys(ATTRIBUTES, 0), dict.fromkeys(ATTRIBUTES, 0)
+    tokenizer = data.processor.tokenizer
+    kinds = {tokenizer.convert_tokens_to_ids(v): a for a, values in ATTRIBUTES.items() for v in values}
+    for part in range(4):
+        _, predicted, targets = _loss(config, model, data.batch(phase, f"held-out/{part}", data.held_out))
+        for token, guess in zip(targets.tolist(), predicted.tolist(), strict=True):
+            if token in kinds:
+                seen[kinds[token]] += 1
+                right[kinds[token]] += token == guess
+    return {attribute: round(right[attribute] / seen[attribute], 3) for attribute in ATTRIBUTES}

@@ -1,0 +1,97 @@
+"""Ray: the cluster that is up, or a local one, and the actors placed on it.
+
+Inside a Ray job (or with RAY_ADDRESS set) the run uses that cluster; otherwise it starts one on this machine and takes
+it down at the end. Workers are plain classes; only here do they become actors.
+"""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+
+from learner.actor import LearnerRank
+from orchestrator.config import RunConfig
+from orchestrator.ray_roles import RayLearner, RayRollouts, RayScorer
+from reward_service.actor import RewardWorker
+from rollout.actor import RolloutWorker
+
+logger = logging.getLogger(__name__)
+
+REWARD_CPUS = 0.1
+# Spin-waiting OpenMP threads starve a second engine on the same cores; compiled samplers make the first request slow.
+CPU_ENV = {"OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
+ENV = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "VLLM_NO_USAGE_STATS": "1"}
+
+
+@contextmanager
+def connected(config: RunConfig) -> Iterator[None]:
+    """A cluster for the run: the one of RAY_ADDRESS, or a local one with a logical CPU for every worker."""
+    if "RAY_ADDRESS" in os.environ:
+        ray.init(log_to_driver=False)
+        logger.info("using the Ray cluster at %s", os.environ["RAY_ADDRESS"])
+    else:
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a cluster of this process alone, on the loopback
+        os.environ.setdefault("RAY_metrics_report_interval_ms", "2000")
+        wanted = config.rollout.workers + config.learner.ranks + 1
+        num_cpus = max(wanted, os.cpu_count() or 1)
+        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False)
+        logger.info("started a local Ray with %d logical CPUs", num_cpus)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+async def start_roles(config: RunConfig) -> tuple[RayRollouts, RayScorer, RayLearner]:
+    """Place all workers and wait until they are ready. Raises TimeoutError that says what the cluster lacks."""
+    _check_room(config)
+    model = str(config.model.resolve())
+    rollouts = RayRollouts(
+        [
+            _actor(RolloutWorker, config.rollout.tensor_parallel_size).remote(config.rollout, model, f"rollout-{index}")
+            for index in range(config.rollout.workers)
+        ],
+        config.rollout,
+    )
+    scorers = ray.remote(num_cpus=REWARD_CPUS, runtime_env={"env_vars": ENV})(RewardWorker)
+    scorer = RayScorer(
+        [scorers.remote(config.reward_service) for _ in range(config.reward_service.workers)], config.reward_service
+    )
+    ranks = config.learner.ranks
+    learner = RayLearner(
+        [
+            _actor(LearnerRank, 1).remote(config.learner, model, rank, ranks, config.rollout.temperature, config.seed)
+            for rank in range(ranks)
+        ],
+        config.learner,
+    )
+    await rollouts.start(config.start_timeout_s)
+    await learner.start(config.start_timeout_s)
+    await scorer.start(config.start_timeout_s)
+    return rollouts, scorer, learner
+
+
+def _has_gpus() -> bool:
+    return ray.cluster_resources().get("GPU", 0) > 0
+
+
+def _actor(worker: type, num_devices: int) -> Any:
+    """An actor class of *worker* with *num_devices* GPUs, or one CPU where the cluster has no GPU."""
+    if _has_gpus():
+        return ray.remote(num_gpus=num_devices, runtime_env={"env_vars": ENV})(worker)
+    return ray.remote(num_cpus=1, runtime_env={"env_vars": {**ENV, **CPU_ENV}})(worker)
+
+
+def _check_room(config: RunConfig) -> None:
+    kind = "GPU" if _has_gpus() else "CPU"
+    per_rollout = config.rollout.tensor_parallel_size if kind == "GPU" else 1
+    wanted = config.rollout.workers * per_rollout + config.learner.ranks
+    present = ray.cluster_resources().get(kind, 0)
+    if wanted > present:
+        raise ValueError(
+            f"the run needs {wanted} {kind}s (rollout.workers {config.rollout.workers}, learner.ranks "
+            f"{config.learner.ranks}) and the cluster has {present:g}; add nodes or lower these numbers"
+        )

@@ -1,0 +1,125 @@
+"""RunConfig: the sections of all packages, and the checks that cross them. A run file is TOML and complete.
+
+What is wrong in a run file is said with file, key, value and remedy, as one `ConfigError`.
+"""
+
+import difflib
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from learner.config import LearnerConfig
+from reward_service.config import RewardConfig
+from rollout.config import RolloutConfig
+from tvr.config import DataConfig
+
+
+class ConfigError(ValueError):
+    """A run file or a `--set` that cannot be used; its text is meant for the user."""
+
+
+class LoopConfig(BaseModel):
+    """How long to run, and how far sampling may run ahead of learning."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps: int = Field(ge=1, description="Learner steps, one published version each.")
+    groups_per_step: int = Field(ge=1, description="Prompts learned from in a step; more give steadier, slower steps.")
+    max_staleness: int = Field(
+        default=1, ge=0, description="Versions a sample may be old when learned from; 0 is synchronous, 1 overlaps."
+    )
+
+
+class EvaluationConfig(BaseModel):
+    """Greedy evaluation on held-out pairs, before and after."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_samples: int = Field(ge=0, description="Held-out pairs asked, from the start of the split; 0 turns it off.")
+
+
+class RunConfig(BaseModel):
+    """A whole run file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: Path = Field(description="Hugging Face folder of the starting policy, on every node.")
+    seed: int = Field(default=0, description="Seed of prompt order, sampling and learner.")
+    start_timeout_s: float = Field(default=600.0, gt=0, description="Seconds until all workers must be ready.")
+    loop: LoopConfig
+    evaluation: EvaluationConfig
+    data: DataConfig
+    rollout: RolloutConfig
+    reward_service: RewardConfig
+    learner: LearnerConfig
+
+    @model_validator(mode="after")
+    def _check_sections_together(self) -> Self:
+        if self.learner.ranks > self.loop.groups_per_step:
+            raise ValueError(
+                f"learner.ranks {self.learner.ranks} exceeds loop.groups_per_step {self.loop.groups_per_step}, so that "
+                "a rank would have nothing to learn; raise groups_per_step or lower ranks"
+            )
+        return self
+
+
+def load_run_config(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """Read a run file and apply `section.key=value` overrides. Raises ConfigError."""
+    try:
+        content = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give the path of a run file") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: is not TOML: {error}") from error
+    for override in overrides:
+        _apply_override(content, override)
+    try:
+        config = RunConfig.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(path, item) for item in error.errors())) from error
+    if not (config.model / "config.json").exists():
+        raise ConfigError(
+            f"{path}: model: {config.model} is not a model folder (it has no config.json); correct the path"
+        )
+    return config
+
+
+def _apply_override(content: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set {override}: is not section.key=value, for example --set loop.steps=20")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a bare word is a string, so that --set model=some/folder needs no quotes
+    *sections, last = key.strip().split(".")
+    table = content
+    for section in sections:
+        table = table.setdefault(section, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"--set {override}: {section} is a value, not a section; name one of its sections' keys")
+    table[last] = value
+
+
+def _explain(path: Path, item: Any) -> str:
+    key = ".".join(str(part) for part in item["loc"]) or "the file as a whole"
+    if item["type"] == "extra_forbidden":
+        known = _known_keys(item["loc"][:-1])
+        close = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
+        remedy = f"did you mean {close[0]}?" if close else f"known keys: {', '.join(known)}"
+        return f"{path}: {key} = {item['input']!r}: unknown key; {remedy}"
+    if item["type"] == "missing":
+        return f"{path}: {key}: is missing; add it"
+    message = item["msg"].removeprefix("Value error, ")
+    value = f" = {item['input']!r}" if item["loc"] and not isinstance(item["input"], dict) else ""
+    return f"{path}: {key}{value}: {message[:1].lower()}{message[1:]}"
+
+
+def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+    model: Any = RunConfig
+    for part in location:
+        model = model.model_fields[part].annotation
+    return list(model.model_fields)

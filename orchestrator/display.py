@@ -1,0 +1,71 @@
+"""What a person sees of a run: a live line on a terminal, one line a step elsewhere, and the metrics side by side."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from tvr.metrics import MetricsReport, table_rows
+
+PLAIN_EVERY_S = 5.0
+
+
+class Counter:
+    """Shows *done* of *total* for one piece of long work; off a terminal, a line every few seconds."""
+
+    def __init__(self, console: Console, what: str, progress: Progress | None) -> None:
+        self._console = console
+        self._what = what
+        self._progress = progress
+        self._task = progress.add_task(what, total=None, note="") if progress else None
+        self._said = time.monotonic()
+
+    def __call__(self, done: int, total: int, note: str = "") -> None:
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=done, total=total, note=note)
+        elif time.monotonic() - self._said > PLAIN_EVERY_S or done == total:
+            self._said = time.monotonic()
+            self._console.print(f"{self._what}: {done} of {total} {note}".rstrip(), highlight=False)
+
+
+@contextmanager
+def counting(console: Console, what: str) -> Iterator[Counter]:
+    """A progress bar on a terminal, lines elsewhere."""
+    if not console.is_terminal:
+        yield Counter(console, what, None)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        yield Counter(console, what, progress)
+
+
+def step_line(row: dict[str, float], steps: int) -> str:
+    """One line for people: step, version, reward, staleness, speed, time left."""
+    left_s = row["elapsed_s"] / row["step"] * (steps - row["step"])
+    return (
+        f"step {row['step']:>3.0f}/{steps}  version {row['version']:>3.0f}  reward {row['reward']:+.2f}  "
+        f"well-formed {row['well_formed']:.0%}  staleness {row['staleness']:.1f}  loss {row['loss']:+.4f}  "
+        f"{row['tokens_per_s']:,.0f} tokens/s  {row['step_s']:.1f} s  left {left_s // 60:.0f}:{left_s % 60:02.0f}"
+    )
+
+
+def metrics_table(columns: Mapping[str, MetricsReport]) -> Table:
+    """The 11 metrics and their breakdowns, one column a report."""
+    table = Table(title="Greedy answers on held-out pairs")
+    table.add_column("metric")
+    for name in columns:
+        table.add_column(name, justify="right")
+    for name, values in table_rows(columns):
+        table.add_row(name, *("-" if value is None else f"{value:.3f}".rstrip("0").rstrip(".") for value in values))
+    return table

@@ -1,0 +1,66 @@
+"""One row of metrics a step: the same keys every step, each mean over what its comment says. JSON lines come first."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+
+from orchestrator.loop import StepTimes, staleness
+from tvr.answer import Answer
+from tvr.records import PolicyVersion, ScoredGroup, StepReport
+
+
+def step_row(
+    report: StepReport, groups: tuple[ScoredGroup, ...], times: StepTimes, step_s: float, elapsed_s: float
+) -> dict[str, float]:
+    """The row of one step. *step_s* is the time since the last step ended, *elapsed_s* since the first began."""
+    scores = [score for group in groups for score in group.scores]
+    samples = [sample for group in groups for sample in group.group.samples]
+    before = PolicyVersion(report.version - 1)
+    ages = [staleness(group, before) for group in groups]
+    parts = {key for score in scores for key in score.parts}
+    answer_tokens = sum(len(sample.trace.token_ids) for sample in samples)
+    return {
+        "step": report.version,
+        "version": report.version,
+        "reward": _mean(score.total for score in scores),  # over samples, as the parts are
+        **{f"reward/{part}": _mean(score.parts[part] for score in scores) for part in sorted(parts)},
+        "reward_std": _mean(float(group.rewards.std()) for group in groups),  # within a group, over groups
+        "well_formed": _mean(isinstance(score.answer, Answer) for score in scores),  # over samples
+        "with_signal": _mean(group.has_signal for group in groups),  # over groups
+        "cut_off": _mean(sample.trace.finish == "length" for sample in samples),  # over samples
+        "staleness": _mean(ages),  # over groups, by their oldest token
+        "staleness_max": float(max(ages)),
+        "answer_tokens": float(answer_tokens),  # of the step
+        "answer_length": answer_tokens / len(samples),  # over samples
+        "tokens_per_s": answer_tokens / step_s,
+        "samples_per_s": len(samples) / step_s,
+        "loss": report.loss,
+        "grad_norm": report.grad_norm,
+        **report.stats,
+        "wait_s": times.wait_s,
+        "learn_s": times.learn_s,
+        "publish_s": times.publish_s,
+        "step_s": step_s,
+        "elapsed_s": elapsed_s,
+    }
+
+
+class MetricsFile:
+    """Appends rows to a JSON-lines file, each on disk before the next step begins."""
+
+    def __init__(self, path: Path) -> None:
+        self._file: TextIO = path.open("a")
+
+    def write(self, row: dict[str, float]) -> None:
+        self._file.write(json.dumps({key: round(value, 6) for key, value in row.items()}) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _mean(values: Iterable[float]) -> float:
+    return float(np.mean([float(value) for value in values]))

@@ -1,0 +1,79 @@
+"""The window: admits work so that no group trained on is ever more than `max_staleness` versions old.
+
+Capacity is `(max_staleness + 1) * groups_per_step`. A slot is held from admission until the weights trained on its
+group are served (`release`), and groups are taken in admission order. So when a group is admitted under served version
+v, at most `capacity - 1` groups stand before it and are not yet released; it is trained on at version
+`v + max_staleness` at the latest. Releasing earlier, before the weights are served, would break the bound by one.
+
+One event loop calls everything here: samplers `admit` and `deliver`, the learning side `take`s and `release`s.
+"""
+
+import asyncio
+from typing import NewType
+
+from tvr.records import ScoredGroup
+
+Ticket = NewType("Ticket", int)
+"""The number of an admission, from 0; groups are taken in this order."""
+
+
+class Window:
+    """See the module. *total_groups* bounds the whole run: after that many admissions `admit` returns None."""
+
+    def __init__(self, *, groups_per_step: int, max_staleness: int, total_groups: int) -> None:
+        if groups_per_step < 1 or max_staleness < 0:
+            raise ValueError(f"groups_per_step {groups_per_step} must be at least 1, max_staleness {max_staleness} 0")
+        self.capacity = (max_staleness + 1) * groups_per_step
+        self.total_groups = total_groups
+        self._admitted = 0
+        self._taken = 0
+        self._released = 0
+        self._ready: dict[Ticket, ScoredGroup] = {}
+        self._changed = asyncio.Condition()
+
+    @property
+    def num_held(self) -> int:
+        """Slots in use."""
+        return self._admitted - self._released
+
+    @property
+    def num_ready(self) -> int:
+        """Groups scored and not yet taken."""
+        return len(self._ready)
+
+    async def admit(self) -> Ticket | None:
+        """Wait for a free slot and hold it; None when the run needs no more groups."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._all_admitted() or self.num_held < self.capacity)
+            if self._all_admitted():
+                return None
+            ticket = Ticket(self._admitted)
+            self._admitted += 1
+            return ticket
+
+    async def deliver(self, ticket: Ticket, group: ScoredGroup) -> None:
+        """Hand in the complete group of *ticket*. Raises ValueError if it was delivered before or never admitted."""
+        if not self._taken <= ticket < self._admitted or ticket in self._ready:
+            raise ValueError(f"ticket {ticket} is not awaited: {self._admitted} admitted, {self._taken} taken")
+        async with self._changed:
+            self._ready[ticket] = group
+            self._changed.notify_all()
+
+    async def take(self, count: int) -> tuple[ScoredGroup, ...]:
+        """Wait for the next *count* groups in admission order."""
+        wanted = [Ticket(self._taken + offset) for offset in range(count)]
+        async with self._changed:
+            await self._changed.wait_for(lambda: all(ticket in self._ready for ticket in wanted))
+            self._taken += count
+            return tuple(self._ready.pop(ticket) for ticket in wanted)
+
+    async def release(self, count: int) -> None:
+        """Free the slots of *count* taken groups, once the weights trained on them are served."""
+        if self._released + count > self._taken:
+            raise ValueError(f"cannot release {count}: {self._taken} taken, {self._released} released already")
+        async with self._changed:
+            self._released += count
+            self._changed.notify_all()
+
+    def _all_admitted(self) -> bool:
+        return self._admitted >= self.total_groups

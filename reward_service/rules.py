@@ -1,0 +1,117 @@
+"""Reward rules, pure: reply text and truth to named terms, whose sum is the reward.
+
+STAR-R1's rule and the paper's sparse baseline are here; a user's rule has the same signature (`Rule`) and is named in
+the config by its import path.
+"""
+
+import importlib
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from reward_service.config import RewardConfig
+from tvr.answer import Answer, parse
+from tvr.records import Gold, Score
+from tvr.scene import Transformation
+
+Rule = Callable[[str, Gold], Mapping[str, float]]
+"""`rule(reply, gold)` returns the terms of the reward by name, all finite; their sum is the reward.
+
+    def brevity(reply: str, gold: Gold) -> dict[str, float]:
+        return {"short": 1.0 if len(reply) < 200 else 0.0}
+
+It must not depend on anything but its arguments. What it raises fails the sample by name; it is never a reward.
+"""
+
+FORMAT_REWARD = 1.0
+VALUE_REWARD = 5.0
+ATTRIBUTE_REWARD = 1.5
+OBJECT_REWARD = 0.5
+WRONG_PENALTY = -1.0
+INACTION_PENALTY = -1.0
+
+
+def star_r1(reply: str, gold: Gold, config: RewardConfig) -> dict[str, float]:
+    """STAR-R1's reward: *format*, *value*, *attribute*, *object*, *miss* (wrong predictions) and *inaction*.
+
+    Predictions and true changes are matched one to one, best tier first, in the order written; a repeated triplet
+    matches nothing. Without the attribute tier, a match of object and attribute is one of the object alone.
+    """
+    answer = parse(reply)
+    predicted = answer.triplets if isinstance(answer, Answer) else ()
+    matches = match(predicted, gold.transformations, config)
+    num_right = matches["value"] if config.partial_is_wrong else matches.total()
+    num_wrong = len(predicted) - num_right if config.wrong_penalty else 0
+    num_missing = max(0, len(gold.transformations) - len(predicted)) if config.inaction_penalty else 0
+    return {
+        "format": FORMAT_REWARD if isinstance(answer, Answer) else 0.0,
+        "value": VALUE_REWARD * matches["value"],
+        "attribute": ATTRIBUTE_REWARD * matches["attribute"],
+        "object": OBJECT_REWARD * matches["object"],
+        "miss": WRONG_PENALTY * num_wrong,
+        "inaction": INACTION_PENALTY * num_missing,
+    }
+
+
+def naive(reply: str, gold: Gold, config: RewardConfig) -> dict[str, float]:
+    """The sparse baseline: *format*, and *exact* only if the triplets are the true ones, each once, in any order."""
+    answer = parse(reply)
+    exact = isinstance(answer, Answer) and Counter(answer.triplets) == Counter(gold.transformations)
+    return {
+        "format": FORMAT_REWARD if isinstance(answer, Answer) else 0.0,
+        "exact": config.naive_reward if exact else 0.0,
+    }
+
+
+def match(
+    predicted: tuple[Transformation, ...], truth: tuple[Transformation, ...], config: RewardConfig
+) -> Counter[str]:
+    """How many predictions matched in each tier: `value`, `attribute`, `object`, in this order, one to one."""
+    tiers: list[tuple[str, Callable[[Transformation], tuple[int | str, ...]]]] = [
+        ("value", lambda change: (change.index, change.attribute, change.value))
+    ]
+    if config.attribute_tier:
+        tiers.append(("attribute", lambda change: (change.index, change.attribute)))
+    if config.object_tier:
+        tiers.append(("object", lambda change: (change.index,)))
+    open_predictions, open_truth = list(dict.fromkeys(predicted)), list(truth)
+    matches = Counter[str]()
+    for tier, key in tiers:
+        for prediction in list(open_predictions):
+            hit = next((true for true in open_truth if key(true) == key(prediction)), None)
+            if hit is not None:
+                open_predictions.remove(prediction)
+                open_truth.remove(hit)
+                matches[tier] += 1
+    return matches
+
+
+def load_rule(config: RewardConfig) -> Rule:
+    """The rule that *config* names, with its switches. Raises ValueError when an import path leads nowhere."""
+    if config.rule == "star_r1":
+        return partial(star_r1, config=config)
+    if config.rule == "naive":
+        return partial(naive, config=config)
+    module_name, _, function_name = config.rule.partition(":")
+    try:
+        rule = getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"the rule {config.rule!r} cannot be imported ({error}); check the name, and that the module is "
+            "installed or its folder on PYTHONPATH"
+        ) from error
+    if not callable(rule):
+        raise ValueError(f"the rule {config.rule!r} is {rule!r}; it must be a function rule(reply, gold)")
+    return rule
+
+
+def score(rule: Rule, reply: str, gold: Gold) -> Score:
+    """Apply *rule*. Raises what it raises, TypeError if it returns no named terms, ValueError if one is not finite."""
+    parts = rule(reply, gold)
+    if not isinstance(parts, Mapping):
+        raise TypeError(f"the rule returned {parts!r}; it must return a dict of named terms")
+    terms = {name: float(value) for name, value in parts.items()}
+    if not all(map(math.isfinite, terms.values())):
+        raise ValueError(f"the rule returned {terms}; every term must be a finite number")
+    return Score(total=sum(terms.values()), parts=terms, answer=parse(reply))
