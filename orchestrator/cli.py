@@ -143,9 +143,7 @@ def _first(group: BaseExceptionGroup[ConfigError]) -> ConfigError:
     return _first(first) if isinstance(first, BaseExceptionGroup) else first
 
 
-def _command(
-    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, what: str, example: str
-) -> argparse.ArgumentParser:
+def _command(commands: Any, name: str, what: str, example: str) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=what, description=what[:1].upper() + what[1:] + ".")
     return _parser(parser, f"example:\n  {example}\n")
 
@@ -168,3 +166,7 @@ def _size(text: str) -> tuple[int, int]:
     if not (width.isdigit() and height.isdigit()):
         raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT, for example 160x120")
     return int(width), int(height)
+
+
+if __name__ == "__main__":
+    main()

@@ -81,9 +81,7 @@ def load_run_config(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(path, item) for item in error.errors())) from error
     if not (config.model / "config.json").exists():
-        raise ConfigError(
-            f"{path}: model: {config.model} is not a model folder (it has no config.json); correct the path"
-        )
+        raise ConfigError(f"{path}: model = {str(config.model)!r}: has no config.json; give the path of a model folder")
     return config
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from orchestrator.roles import Rollouts
 from tvr.answer import parse
-from tvr.metrics import Judgement, MetricsReport, judge, summarize
+from tvr.metrics import Judgement, MetricsReport, judge, summarise
 from tvr.records import Prompt
 
 CONCURRENT_PROMPTS = 64
@@ -27,4 +27,4 @@ async def evaluate(rollouts: Rollouts, prompts: Sequence[Prompt], progress: Call
 
     async with asyncio.TaskGroup() as tasks:
         answers = [tasks.create_task(answer_one(prompt)) for prompt in prompts]
-    return summarize([answer.result() for answer in answers])
+    return summarise([answer.result() for answer in answers])

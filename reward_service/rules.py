@@ -5,7 +5,6 @@ the config by its import path.
 """
 
 import importlib
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -112,6 +111,4 @@ def score(rule: Rule, reply: str, gold: Gold) -> Score:
     if not isinstance(parts, Mapping):
         raise TypeError(f"the rule returned {parts!r}; it must return a dict of named terms")
     terms = {name: float(value) for name, value in parts.items()}
-    if not all(map(math.isfinite, terms.values())):
-        raise ValueError(f"the rule returned {terms}; every term must be a finite number")
     return Score(total=sum(terms.values()), parts=terms, answer=parse(reply))

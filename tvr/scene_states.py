@@ -1,8 +1,8 @@
 """Pictures for supervised pretraining: each scene in several states, so that any two of its states make a pair.
 
 A scene keeps its places; its states differ in attributes, some in one or two, some in many. n states seen from the
-centre give n * n pairs for n pictures, which is why pretraining renders these and not separate pairs. Shards are written
-whole and never again: a killed run goes on where it stopped, and the pictures do not depend on the number of workers.
+centre give n * n pairs for n pictures, which is why pretraining renders these and not separate pairs. Shards are
+written whole and never again: a killed run goes on where it stopped, and the number of workers changes no picture.
 """
 
 import json

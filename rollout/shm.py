@@ -1,0 +1,64 @@
+"""What one rollout worker keeps in shared memory, and the removal of what killed workers left there.
+
+All names of a worker begin with `star_r1_<worker id>_<random>`. Its `.lock` file stays locked as long as its process
+lives: the kernel releases the lock however the process ends, so a lock that can be taken marks leftovers, also across
+containers.
+"""
+
+import fcntl
+import os
+import tempfile
+import uuid
+from pathlib import Path
+
+PREFIX = "star_r1_"
+SHM = Path("/dev/shm")
+
+
+def shm_folder() -> Path:
+    """`/dev/shm`, or the temporary folder where there is none."""
+    return SHM if os.access(SHM, os.W_OK) else Path(tempfile.gettempdir())
+
+
+class SharedFiles:
+    """The names of one live worker. Call `remove` when its engine is gone."""
+
+    def __init__(self, worker_id: str, folder: Path | None = None) -> None:
+        self.folder = folder or shm_folder()
+        self.name = f"{PREFIX}{worker_id}_{uuid.uuid4().hex[:12]}"
+        unlocked = self.folder / f"{self.name}.new"
+        self._lock = unlocked.open("wb")
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        # Renamed only when locked, so that nobody finds it in between and takes it for a leftover.
+        unlocked.rename(self.folder / f"{self.name}.lock")
+
+    def path(self, suffix: str) -> Path:
+        return self.folder / f"{self.name}.{suffix}"
+
+    def remove(self) -> None:
+        _remove_all(self.folder, self.name)
+        self._lock.close()
+
+
+def remove_leftovers(folder: Path | None = None) -> list[str]:
+    """Remove the files of workers that no longer live; returns their names. Live workers' files are not touched."""
+    folder = folder or shm_folder()
+    removed = []
+    for path in sorted(folder.glob(f"{PREFIX}*.lock")):
+        try:
+            lock = path.open("rb")
+        except FileNotFoundError:  # another worker is removing the same leftovers
+            continue
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:  # it lives
+                continue
+            _remove_all(folder, path.stem)
+            removed.append(path.stem)
+    return removed
+
+
+def _remove_all(folder: Path, name: str) -> None:
+    for path in [*folder.glob(f"{name}*")]:
+        path.unlink(missing_ok=True)

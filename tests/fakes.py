@@ -1,0 +1,127 @@
+"""Fakes of the three roles, for tests of timing and failure. They wait for events, never for the clock."""
+
+import asyncio
+from collections.abc import Sequence
+
+import numpy as np
+
+from tvr.answer import Answer, parse
+from tvr.prompt import build_messages
+from tvr.records import (
+    Gold,
+    ImagePair,
+    PolicyVersion,
+    Prompt,
+    Sample,
+    SampleGroup,
+    Score,
+    ScoredGroup,
+    StepReport,
+    Trace,
+    VersionSpan,
+)
+from tvr.scene import Scene, SceneObject, Transformation
+
+SCENE: Scene = (
+    SceneObject(color="red", shape="cube", size="large", material="metal", position=(-1.0, 0.0)),
+    SceneObject(color="blue", shape="sphere", size="small", material="glass", position=(1.0, 0.0)),
+)
+GOLD = Gold(
+    setting="basic", scene=SCENE, transformations=(Transformation(index=0, attribute="color", value="blue"),)
+)
+TRUE_REPLY = "<think> 0 turned blue </think> <answer> 0.color.blue </answer>"
+
+
+def make_prompt(name: str = "0/basic/center") -> Prompt:
+    pair = ImagePair(initial=b"initial", final=b"final", view="center")
+    return Prompt(id=name, pair=pair, messages=build_messages(SCENE), gold=GOLD)
+
+
+def make_group(prompt: Prompt, version: int, num_samples: int = 2, reply: str = TRUE_REPLY) -> SampleGroup:
+    trace = Trace(
+        prompt_token_ids=np.arange(3, dtype=np.int32),
+        token_ids=np.arange(2, dtype=np.int32),
+        logprobs=np.full(2, -0.5, dtype=np.float32),
+        versions=(VersionSpan(version=PolicyVersion(version), start=0, end=2),),
+        finish="stop",
+    )
+    samples = tuple(Sample(id=f"{prompt.id}#{index}", trace=trace, text=reply) for index in range(num_samples))
+    return SampleGroup(prompt=prompt, samples=samples)
+
+
+def make_scored(group: SampleGroup, rewards: Sequence[float]) -> ScoredGroup:
+    scores = []
+    for sample, reward in zip(group.samples, rewards, strict=True):
+        answer = parse(sample.text)
+        assert isinstance(answer, Answer)
+        scores.append(Score(total=reward, parts={"all": reward}, answer=answer))
+    return ScoredGroup(group=group, scores=tuple(scores))
+
+
+class FakePrompts:
+    """An endless order of numbered prompts."""
+
+    def __init__(self) -> None:
+        self.given = 0
+
+    def next(self) -> Prompt:
+        self.given += 1
+        return make_prompt(f"{self.given - 1}/basic/center")
+
+
+class FakeRollouts:
+    """Stamps groups with the version served when sampling began; `hold` closes the gate that every sample passes."""
+
+    def __init__(self, events: list[str]) -> None:
+        self.events = events
+        self.version = PolicyVersion(0)
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.publish_gate = asyncio.Event()
+        self.publish_gate.set()
+
+    async def sample(self, prompt: Prompt, *, seed: int) -> SampleGroup:
+        began_under = self.version
+        self.events.append(f"sample {prompt.id.split('/')[0]} under {began_under}")
+        await self.gate.wait()
+        return make_group(prompt, began_under)
+
+    async def answer(self, prompt: Prompt) -> SampleGroup:
+        return make_group(prompt, self.version, num_samples=1)
+
+    async def receive(self, version: PolicyVersion, weights: object) -> None:
+        self.events.append(f"publish {version} begins")
+        await self.publish_gate.wait()
+        self.version = version
+        self.events.append(f"publish {version} done")
+
+
+class FakeScorer:
+    """Pays 1 to the first sample and 0 to the others."""
+
+    async def score(self, group: SampleGroup) -> ScoredGroup:
+        return make_scored(group, [1.0] + [0.0] * (len(group.samples) - 1))
+
+
+class FakeLearner:
+    """Counts versions; every step passes the gate."""
+
+    def __init__(self, events: list[str]) -> None:
+        self.events = events
+        self.version = 0
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.seen: list[tuple[int, tuple[int, ...]]] = []
+
+    async def step(self, groups: tuple[ScoredGroup, ...]) -> StepReport:
+        self.events.append(f"learn {self.version} begins")
+        await self.gate.wait()
+        self.seen.append((self.version, tuple(group.group.oldest_version for group in groups)))
+        self.version += 1
+        return StepReport(version=PolicyVersion(self.version), loss=0.0, grad_norm=1.0, tokens=4)
+
+    async def export(self) -> object:
+        return f"weights of {self.version}"
+
+    async def save(self, folder: str) -> None:
+        self.events.append(f"save {folder}")

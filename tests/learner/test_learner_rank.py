@@ -1,0 +1,286 @@
+"""Whole steps of the DeepSpeed learner, in processes of their own, against plain PyTorch and against each other.
+
+Gradients are compared rather than parameters: Adam's first update is nearly the gradient's sign, so that where a gradient
+is rounding noise around zero the parameters of two right computations differ by up to twice the learning rate.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from learner.advantages import group_advantages
+from learner.encode import PairEncoder
+from learner.engine import NonFiniteStep
+from tvr.records import ScoredGroup, StepReport
+
+LEARNING_RATE = 1e-3
+TEMPERATURE = 0.9
+BASE: dict[str, Any] = {"learning_rate": LEARNING_RATE, "max_grad_norm": 1000.0, "row_tokens": 512}
+CLIPPED_NORM = 0.05
+
+Results = dict[str, dict[str, Any]]
+
+
+@pytest.fixture(scope="session")
+def groups(make_group: Callable[..., Any]) -> tuple[ScoredGroup, ...]:
+    """Five groups of 1 to 4 samples, 1 to 14 tokens, pictures of several sizes; one has equal rewards."""
+    return (
+        make_group(0, [3, 14, 1, 6]),
+        make_group(1, [5, 5], rewards=[1.0, 1.0]),
+        make_group(2, [2, 9, 4], sizes=((96, 48), (48, 80))),
+        make_group(3, [1, 1], objects=1),
+        make_group(4, [7, 8, 2], sizes=((112, 80), (112, 80)), objects=2),
+    )
+
+
+@pytest.fixture(scope="session")
+def alone(
+    run_ranks: Callable[..., Any], groups: tuple[ScoredGroup, ...], make_group: Callable[..., Any], tmp_path_factory: Any
+) -> Results:
+    """One rank."""
+    bad = (*groups[:2], make_group(5, [2, 3], rewards=[0.0, 1.0], logprob=-150.0), *groups[3:])
+    jobs = {
+        "stage 2": {"config": BASE, "steps": [groups, groups]},
+        "stage 0": {"config": BASE | {"zero_stage": 0}, "steps": [groups]},
+        "stage 1": {"config": BASE | {"zero_stage": 1}, "steps": [groups]},
+        "stage 3": {"config": BASE | {"zero_stage": 3}, "steps": [groups]},
+        "one pass": {"config": BASE | {"row_tokens": 100_000}, "steps": [groups]},
+        "a pass for every group": {"config": BASE | {"row_tokens": 1}, "steps": [groups]},
+        "checkpointing": {"config": BASE | {"gradient_checkpointing": True}, "steps": [groups]},
+        "clipped": {"config": BASE | {"max_grad_norm": CLIPPED_NORM}, "steps": [groups]},
+        "clipped, stage 0": {"config": BASE | {"max_grad_norm": CLIPPED_NORM, "zero_stage": 0}, "steps": [groups]},
+        "kl": {"config": BASE | {"kl_weight": 0.1}, "steps": [groups, groups]},
+        "warm-up": {"config": BASE | {"warmup_steps": 2}, "steps": [groups, groups, groups]},
+        "bfloat16": {"config": BASE | {"dtype": "bfloat16"}, "steps": [groups]},
+        "bad, stage 2": {"config": BASE, "steps": [bad, groups]},
+        "bad, stage 0": {"config": BASE | {"zero_stage": 0}, "steps": [bad, groups]},
+        "bad, stage 1": {"config": BASE | {"zero_stage": 1}, "steps": [bad, groups]},
+        "bad, stage 3": {"config": BASE | {"zero_stage": 3}, "steps": [bad, groups]},
+        "bad, bfloat16": {"config": BASE | {"dtype": "bfloat16"}, "steps": [bad, groups]},
+    }
+    for job in jobs.values():
+        job["temperature"] = TEMPERATURE
+    for name in ("stage 2", "bfloat16"):
+        jobs[name]["save"] = str(tmp_path_factory.mktemp("saved") / "model")
+    (results,) = run_ranks(1, jobs)
+    for name, job in jobs.items():
+        results[name]["saved"] = job.get("save")
+    return results
+
+
+@pytest.fixture(scope="session")
+def pair(
+    run_ranks: Callable[..., Any], groups: tuple[ScoredGroup, ...], make_group: Callable[..., Any], tmp_path_factory: Any
+) -> list[Results]:
+    """Two ranks over gloo."""
+    bad = (*groups[:2], make_group(5, [2, 3], rewards=[0.0, 1.0], logprob=-150.0), *groups[3:])
+    jobs = {
+        "stage 2": {"config": BASE, "steps": [groups]},
+        "stage 0": {"config": BASE | {"zero_stage": 0}, "steps": [groups]},
+        "stage 1": {"config": BASE | {"zero_stage": 1}, "steps": [groups]},
+        "stage 3": {"config": BASE | {"zero_stage": 3, "row_tokens": 1}, "steps": [groups]},
+        "fewer groups than ranks": {"config": BASE, "steps": [groups[:1]]},
+        "bad, stage 2": {"config": BASE, "steps": [bad, groups]},
+        "bad, stage 0": {"config": BASE | {"zero_stage": 0}, "steps": [bad, groups]},
+        "bad, stage 3": {"config": BASE | {"zero_stage": 3}, "steps": [bad, groups]},
+    }
+    jobs["stage 3"]["save"] = str(tmp_path_factory.mktemp("saved") / "model")
+    for job in jobs.values():
+        job["temperature"] = TEMPERATURE
+    results = run_ranks(2, jobs)
+    results[0]["stage 3"]["saved"] = jobs["stage 3"]["save"]
+    return results
+
+
+@pytest.fixture(scope="session")
+def reference(policy_folder: str, groups: tuple[ScoredGroup, ...]) -> dict[str, Any]:
+    return plain_torch_step(policy_folder, groups)
+
+
+def plain_torch_step(folder: str, groups: tuple[ScoredGroup, ...]) -> dict[str, Any]:
+    """One GRPO step sample by sample with transformers' own forward pass, autograd and torch's AdamW."""
+    policy = AutoModelForImageTextToText.from_pretrained(folder, attn_implementation="sdpa")
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
+    encoder = PairEncoder(folder)
+    total = 0.0
+    all_logprobs = []
+    for scored in groups:
+        advantages = group_advantages(scored.rewards, "group_std")
+        for sample, advantage in zip(scored.group.samples, advantages, strict=True):
+            trace = sample.trace
+            pictures = encoder.encode(scored.group.prompt, trace.prompt_token_ids)
+            ids = torch.from_numpy(np.concatenate([trace.prompt_token_ids, trace.token_ids]).astype(np.int64))[None]
+            is_image = (ids == encoder.image_token_id).int()
+            inputs = {"pixel_values": pictures.pixel_values, "image_grid_thw": pictures.grid_thw}
+            logits = policy(input_ids=ids, mm_token_type_ids=is_image, **inputs).logits[0] / TEMPERATURE
+            start = len(trace.prompt_token_ids)
+            logprobs = torch.stack([logits[t - 1].log_softmax(-1)[ids[0, t]] for t in range(start, ids.shape[1])])
+            ratio = torch.exp(logprobs - torch.from_numpy(trace.logprobs))
+            gain = torch.minimum(ratio * float(advantage), ratio.clamp(0.8, 1.2) * float(advantage))
+            loss = -gain.mean() / len(scored.group.samples) / len(groups)
+            loss.backward()
+            total += float(loss.detach())
+            all_logprobs.append(logprobs.detach().numpy())
+    gradient = {name: parameter.grad.clone() for name, parameter in policy.named_parameters()}
+    norm = torch.sqrt(sum(part.square().sum() for part in gradient.values()))
+    optimizer.step()
+    parameters = {name: parameter.detach().clone() for name, parameter in policy.named_parameters()}
+    flat = {"loss": total, "grad_norm": float(norm), "gradient": gradient, "parameters": parameters}
+    return flat | {"logprobs": all_logprobs}
+
+
+def gradient_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """Norm of the difference over the norm of *other*, all parameters together."""
+    assert one.keys() == other.keys()
+    gap = sum(float((one[name] - other[name]).square().sum()) for name in other)
+    return (gap / sum(float(part.square().sum()) for part in other.values())) ** 0.5
+
+
+def assert_same_step(result: dict[str, Any], reference: dict[str, Any], tolerance: float = 1e-5) -> None:
+    """Loss, norm and gradient of the first step, relative to the reference's."""
+    report = result["reports"][0]
+    assert isinstance(report, StepReport), report
+    assert report.loss == pytest.approx(reference["loss"], rel=tolerance, abs=tolerance * 0.01)
+    assert report.grad_norm == pytest.approx(reference["grad_norm"], rel=tolerance)
+    assert gradient_difference(result["gradient"], reference["gradient"]) < tolerance
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_step_is_that_of_plain_torch(stage: int, alone: Results, reference: dict[str, Any]) -> None:
+    result = alone[f"stage {stage}"]
+    assert_same_step(result, reference)
+    # Where the gradient is far above rounding, Adam's first update is learning_rate * sign, the same on both sides.
+    largest = max(float(part.abs().max()) for part in reference["gradient"].values())
+    for name, expected in reference["parameters"].items():
+        clear = reference["gradient"][name].abs() > 1e-3 * largest
+        gap = (result["parameters"][1][name] - expected)[clear].abs()
+        assert gap.numel() == 0 or float(gap.max()) < 0.01 * LEARNING_RATE, name
+
+
+@pytest.mark.parametrize("job", ["one pass", "a pass for every group", "checkpointing"])
+def test_the_layout_of_passes_does_not_change_the_step(job: str, alone: Results, reference: dict[str, Any]) -> None:
+    assert_same_step(alone[job], reference)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_two_ranks_make_the_step_of_one(stage: int, pair: list[Results], alone: Results) -> None:
+    single = alone[f"stage {stage}"]
+    expected = {"loss": single["reports"][0].loss, "grad_norm": single["reports"][0].grad_norm}
+    for rank in pair:
+        assert_same_step(rank[f"stage {stage}"], expected | {"gradient": single["gradient"]}, tolerance=3e-6)
+    assert pair[0][f"stage {stage}"]["reports"] == pair[1][f"stage {stage}"]["reports"]
+
+
+def test_a_rank_without_a_group_only_fills_up(
+    pair: list[Results], policy_folder: str, groups: tuple[ScoredGroup, ...]
+) -> None:
+    assert_same_step(pair[1]["fewer groups than ranks"], plain_torch_step(policy_folder, groups[:1]))
+
+
+def test_the_report_is_of_the_whole_step(alone: Results, groups: tuple[ScoredGroup, ...]) -> None:
+    first, second = alone["stage 2"]["reports"]
+    assert (first.version, second.version) == (1, 2)
+    assert first.tokens == 24 + 10 + 15 + 2 + 17
+    # Weighted by 1 / (P * G * La) each, as the loss is: mean over groups of mean over samples of mean over tokens.
+    logprobs = alone["stage 2"]["logprobs"][0]
+    by_group = [np.mean([sample.mean() for sample in group]) for group in logprobs]
+    assert first.stats["entropy"] == pytest.approx(-float(np.mean(by_group)), rel=1e-5)
+    pairs = [(found, sample.trace) for row, group in zip(logprobs, groups, strict=True) for found, sample in zip(row, group.group.samples, strict=True)]
+    assert first.stats["max_abs_log_ratio"] == pytest.approx(
+        max(float(np.abs(found - trace.logprobs).max()) for found, trace in pairs), rel=1e-5
+    )
+
+
+def test_logprobs_are_those_of_transformers(alone: Results, pair: list[Results], reference: dict[str, Any]) -> None:
+    for result in (alone["stage 2"], alone["stage 3"], pair[1]["stage 3"]):
+        found = [logprobs for group in result["logprobs"][0] for logprobs in group]
+        for one, other in zip(found, reference["logprobs"], strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("job", ["clipped", "clipped, stage 0"])
+def test_gradients_are_clipped_and_the_report_has_the_norm_before(
+    job: str, alone: Results, reference: dict[str, Any]
+) -> None:
+    scale = CLIPPED_NORM / reference["grad_norm"]
+    assert scale < 0.5
+    assert alone[job]["reports"][0].grad_norm == pytest.approx(reference["grad_norm"], rel=1e-5)
+    clipped = {name: part * scale for name, part in reference["gradient"].items()}
+    assert gradient_difference(alone[job]["gradient"], clipped) < 1e-4  # the norm is divided by with 1e-6 added
+
+
+def test_kl_is_measured_from_the_starting_policy(alone: Results, reference: dict[str, Any]) -> None:
+    first, second = alone["kl"]["reports"]
+    assert first.stats["kl"] == 0
+    assert second.stats["kl"] > 1e-4
+    assert_same_step(alone["kl"], reference)  # k3 has no gradient where the policies are equal
+
+
+def test_the_learning_rate_warms_up_in_a_line(alone: Results) -> None:
+    rates = [report.stats["learning_rate"] for report in alone["warm-up"]["reports"]]
+    assert rates == [LEARNING_RATE / 2, LEARNING_RATE, LEARNING_RATE]
+    before, after = alone["warm-up"]["parameters"][:2]
+    largest = max(float((after[name] - before[name]).abs().max()) for name in before)
+    assert largest == pytest.approx(LEARNING_RATE / 2, rel=1e-2)
+
+
+def test_bfloat16_is_near_float32(alone: Results, reference: dict[str, Any]) -> None:
+    result = alone["bfloat16"]
+    assert result["reports"][0].grad_norm == pytest.approx(reference["grad_norm"], rel=0.05)
+    assert gradient_difference(result["gradient"], reference["gradient"]) < 0.1
+    assert {tensor.dtype for tensor in result["parameters"][0].values()} == {torch.bfloat16}
+
+
+def assert_refused(result: dict[str, Any]) -> None:
+    failure, good = result["reports"]
+    assert isinstance(failure, NonFiniteStep)
+    assert "step 1: loss" in str(failure)
+    before, refused, _ = result["parameters"]
+    assert all(torch.equal(before[name], refused[name]) for name in before)
+    assert good.version == result["version"] == 1
+
+
+@pytest.mark.parametrize("job", ["bad, stage 0", "bad, stage 1", "bad, stage 2", "bad, stage 3", "bad, bfloat16"])
+def test_a_step_that_is_not_finite_changes_nothing(job: str, alone: Results, reference: dict[str, Any]) -> None:
+    # The sampler's log-prob is -150 and the policy's about -5: ratio e^145, infinite in float32, and A < 0: no clip.
+    assert_refused(alone[job])
+    assert gradient_difference(alone[job]["gradient"], reference["gradient"]) < (0.1 if "bfloat16" in job else 1e-5)
+
+
+@pytest.mark.parametrize("job", ["bad, stage 0", "bad, stage 2", "bad, stage 3"])
+def test_all_ranks_refuse_what_one_finds_not_finite(job: str, pair: list[Results], reference: dict[str, Any]) -> None:
+    for rank in pair:
+        assert_refused(rank[job])
+        assert gradient_difference(rank[job]["gradient"], reference["gradient"]) < 1e-5
+
+
+def test_weight_buckets_hold_every_parameter_once(alone: Results, pair: list[Results], policy_folder: str) -> None:
+    model = AutoModelForImageTextToText.from_pretrained(policy_folder)
+    names = [name for name, _ in model.named_parameters()]
+    for result in (alone["stage 2"], alone["stage 3"], pair[0]["stage 3"]):
+        loaded = [safetensors.torch.load(bucket) for bucket in result["buckets"]]
+        assert len(loaded) > 5
+        assert sorted(name for bucket in loaded for name in bucket) == sorted(names)
+        assert "lm_head.weight" not in names
+        start = result["parameters"][0]
+        assert all(torch.equal(start[name], parameter) for name, parameter in model.named_parameters())
+    assert set(pair[1]["stage 3"]["buckets"]) == {b""}
+
+
+@pytest.mark.parametrize("job", ["stage 2", "bfloat16", "two ranks, stage 3"])
+def test_the_saved_model_is_the_policy(job: str, alone: Results, pair: list[Results]) -> None:
+    result = pair[0]["stage 3"] if job.startswith("two") else alone[job]
+    folder = result["saved"]
+    model = AutoModelForImageTextToText.from_pretrained(folder)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, result["parameters"][-1][name]), name
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    assert AutoProcessor.from_pretrained(folder).image_token_id == model.config.image_token_id
+    stored = safetensors.torch.load_file(Path(folder) / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16 if job == "bfloat16" else torch.float32}

@@ -1,0 +1,211 @@
+"""Reward rules, against numbers worked out by hand, and the worker that applies them."""
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from reward_service.actor import RewardWorker
+from reward_service.config import RewardConfig
+from reward_service.rules import load_rule, score
+from tvr.answer import Answer, Malformed, parse
+from tvr.prompt import build_messages
+from tvr.records import Gold, ImagePair, PolicyVersion, Prompt, Sample, SampleGroup, ScoringFailure, Trace, VersionSpan
+from tvr.scene import SceneObject
+
+SCENE = (
+    SceneObject(color="red", shape="cube", size="large", material="metal"),
+    SceneObject(color="blue", shape="sphere", size="small", material="glass"),
+    SceneObject(color="cyan", shape="cylinder", size="medium", material="rubber"),
+)
+
+
+def reply(triplets: str) -> str:
+    return f"<think>so</think><answer>{triplets}</answer>"
+
+
+def gold(triplets: str) -> Gold:
+    answer = parse(reply(triplets))
+    assert isinstance(answer, Answer)
+    return Gold(setting="event", scene=SCENE, transformations=answer.triplets)
+
+
+TRUE = gold("0.color.gray, 1.size.large")
+
+
+def parts(text: str, true: Gold = TRUE, **switches) -> dict[str, float]:
+    return score(load_rule(RewardConfig(**switches)), text, true).parts
+
+
+def terms(form=0.0, value=0.0, attribute=0.0, object=0.0, miss=0.0, inaction=0.0) -> dict[str, float]:
+    return {
+        "format": form,
+        "value": value,
+        "attribute": attribute,
+        "object": object,
+        "miss": miss,
+        "inaction": inaction,
+    }
+
+
+@pytest.mark.parametrize(
+    ("predicted", "expected"),
+    [
+        # both right: 1 + 5 + 5
+        ("0.color.gray, 1.size.large", terms(1, value=10)),
+        ("1.size.large, 0.color.gray", terms(1, value=10)),
+        # one right, one short: 1 + 5 - 1
+        ("0.color.gray", terms(1, value=5, inaction=-1)),
+        # wrong value: 1 + 5 + 1.5 - 1
+        ("0.color.green, 1.size.large", terms(1, value=5, attribute=1.5, miss=-1)),
+        # wrong attribute: 1 + 5 + 0.5 - 1
+        ("0.color.gray, 1.color.red", terms(1, value=5, object=0.5, miss=-1)),
+        # wrong object: 1 + 5 - 1
+        ("0.color.gray, 2.color.red", terms(1, value=5, miss=-1)),
+        # one too many: 1 + 10 - 1
+        ("0.color.gray, 1.size.large, 2.color.red", terms(1, value=10, miss=-1)),
+        # said twice: the second matches nothing, and two were predicted: 1 + 5 - 1
+        ("0.color.gray, 0.color.gray", terms(1, value=5, miss=-1)),
+        # best first, whatever the order: the exact one takes the truth, the other is left over: 1 + 5 - 1
+        ("0.color.green, 0.color.gray", terms(1, value=5, miss=-1)),
+        # impossible in the scene, though the object is right: 0.5 - 1, and one short
+        ("0.weight.heavy", terms(1, object=0.5, miss=-1, inaction=-1)),
+        ("9.color.red, 9.color.blue", terms(1, miss=-2)),
+        # silence: 1 - 2
+        ("", terms(1, inaction=-2)),
+    ],
+)
+def test_star_r1(predicted, expected):
+    assert parts(reply(predicted)) == expected
+
+
+def test_a_malformed_reply_predicts_nothing():
+    assert parts("0.color.gray, 1.size.large") == terms(inaction=-2)  # 0 - 2
+
+
+def test_a_repeated_triplet_does_not_take_another_truth_of_its_object():
+    true = gold("0.color.gray, 0.size.small")
+    # The repetition matches nothing (not 0.size.small as "object"): 1 + 5 - 1.
+    assert parts(reply("0.color.gray, 0.color.gray"), true) == terms(1, value=5, miss=-1)
+    # Two different guesses about one object match two truths, best first: 1 + 5 + 0.5 - 1.
+    assert parts(reply("0.color.green, 0.size.small"), true) == terms(1, value=5, attribute=1.5, miss=-1)
+    assert parts(reply("0.shape.sphere, 0.size.small"), true) == terms(1, value=5, object=0.5, miss=-1)
+
+
+def test_no_true_change_and_none_predicted():
+    assert parts(reply(""), gold("")) == terms(1)
+
+
+@pytest.mark.parametrize(
+    ("switch", "predicted", "expected"),
+    [
+        # without the object tier, 1.color.red is plainly wrong
+        ({"object_tier": False}, "0.color.gray, 1.color.red", terms(1, value=5, miss=-1)),
+        # without the attribute tier, 0.color.green has only its object right
+        ({"attribute_tier": False}, "0.color.green, 1.size.large", terms(1, value=5, object=0.5, miss=-1)),
+        ({"attribute_tier": False, "object_tier": False}, "0.color.green", terms(1, miss=-1, inaction=-1)),
+        ({"wrong_penalty": False}, "9.color.red, 0.color.gray, 1.size.large", terms(1, value=10)),
+        ({"inaction_penalty": False}, "", terms(1)),
+        # partial matches are not wrong, the third (no such object) is: 1 + 1.5 + 0.5 - 1
+        (
+            {"partial_is_wrong": False},
+            "0.color.green, 1.color.red, 9.size.large",
+            terms(1, attribute=1.5, object=0.5, miss=-1),
+        ),
+    ],
+)
+def test_each_switch_takes_out_its_term(switch, predicted, expected):
+    assert parts(reply(predicted), **switch) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (reply("1.size.large, 0.color.gray"), {"format": 1.0, "exact": 5.0}),
+        (reply("0.color.gray"), {"format": 1.0, "exact": 0.0}),
+        (reply("0.color.gray, 0.color.gray, 1.size.large"), {"format": 1.0, "exact": 0.0}),
+        ("0.color.gray, 1.size.large", {"format": 0.0, "exact": 0.0}),
+    ],
+)
+def test_the_naive_rule_pays_for_the_whole_answer_only(text, expected):
+    assert parts(text, rule="naive") == expected
+
+
+def test_the_naive_constant_is_a_setting():
+    assert parts(reply("0.color.gray, 1.size.large"), rule="naive", naive_reward=2.0)["exact"] == 2.0
+
+
+def brevity(text: str, gold: Gold) -> dict[str, float]:
+    return {"short": 1.0 if len(text) < 10 else -0.5}
+
+
+def broken(text: str, gold: Gold) -> dict[str, float]:
+    return {"ratio": 1 / len(text)}
+
+
+def unbounded(text: str, gold: Gold) -> dict[str, float]:
+    return {"ratio": float("nan")}
+
+
+def nameless(text: str, gold: Gold) -> float:
+    return 1.0
+
+
+HERE = "tests.reward_service.test_rules"
+
+
+def group(*texts: str) -> SampleGroup:
+    trace = Trace(
+        prompt_token_ids=np.zeros(1, np.int32),
+        token_ids=np.zeros(1, np.int32),
+        logprobs=np.zeros(1, np.float32),
+        versions=(VersionSpan(version=PolicyVersion(0), start=0, end=1),),
+        finish="stop",
+    )
+    prompt = Prompt(
+        id="1/event/center",
+        pair=ImagePair(initial=b"a", final=b"b", view="center"),
+        messages=build_messages(SCENE),
+        gold=TRUE,
+    )
+    return SampleGroup(
+        prompt=prompt, samples=tuple(Sample(id=f"1/{at}", trace=trace, text=text) for at, text in enumerate(texts))
+    )
+
+
+def test_a_worker_scores_a_group_in_order():
+    scores = RewardWorker(RewardConfig()).score(group("no tags", reply("0.color.gray, 1.size.large")))
+    assert [item.total for item in scores] == [-2.0, 11.0]
+    assert [type(item.answer) for item in scores] == [Malformed, Answer]
+
+
+def test_a_users_rule_is_found_by_its_import_path():
+    scores = RewardWorker(RewardConfig(rule=f"{HERE}:brevity")).score(group("short", "a longer reply"))
+    assert [item.total for item in scores] == [1.0, -0.5]
+
+
+@pytest.mark.parametrize(
+    ("rule", "texts", "failed", "cause"),
+    [
+        ("broken", ("ok", ""), "1/1", "ZeroDivisionError"),
+        ("unbounded", ("ok",), "1/0", "finite"),
+        ("nameless", ("ok",), "1/0", "dict of named terms"),
+    ],
+)
+def test_a_rule_that_fails_is_a_failure_with_its_cause_and_no_reward(rule, texts, failed, cause):
+    with pytest.raises(ScoringFailure) as caught:
+        RewardWorker(RewardConfig(rule=f"{HERE}:{rule}")).score(group(*texts))
+    assert caught.value.sample_id == failed
+    assert cause in caught.value.cause
+    assert "Traceback" in caught.value.cause
+
+
+@pytest.mark.parametrize("rule", ["no_such_module:rule", f"{HERE}:no_such_function"])
+def test_a_rule_that_is_not_there_is_refused_at_the_start(rule):
+    with pytest.raises(ValueError, match="cannot be imported"):
+        RewardWorker(RewardConfig(rule=rule))
+
+
+@pytest.mark.parametrize("setting", [{"rule": "best"}, {"workers": 0}, {"timeout_s": 0}, {"tier": True}])
+def test_a_wrong_config_is_refused(setting):
+    with pytest.raises(ValidationError):
+        RewardConfig(**setting)

@@ -1,0 +1,58 @@
+"""A tiny policy whose logits are not flat, and prompts with two pictures of noise."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText
+
+from learner.tiny_policy import make_tiny_policy
+from tvr.prompt import build_messages
+from tvr.records import Gold, ImagePair, Prompt
+from tvr.scene import SceneObject
+
+SCENE = (
+    SceneObject(color="red", shape="cube", size="large", material="metal"),
+    SceneObject(color="blue", shape="sphere", size="small", material="glass"),
+)
+
+
+def encode_noise(seed: int) -> bytes:
+    """A PNG of 112x80 random pixels."""
+    pixels = np.random.default_rng(seed).integers(0, 256, size=(80, 112, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="session")
+def make_prompt() -> Callable[[int], Prompt]:
+    """Prompts that differ in their pictures alone."""
+
+    def make(number: int) -> Prompt:
+        return Prompt(
+            id=f"{number}/basic/center",
+            pair=ImagePair(initial=encode_noise(2 * number), final=encode_noise(2 * number + 1), view="center"),
+            messages=build_messages(SCENE),
+            gold=Gold(setting="basic", scene=SCENE, transformations=()),
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def policy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh tiny policy, its matrices six times as large, so that its logits are not flat and the pictures matter."""
+    folder = tmp_path_factory.mktemp("policy")
+    make_tiny_policy(folder, seed=0)
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim >= 2:
+                parameter.mul_(6.0)
+    model.save_pretrained(folder)
+    return folder

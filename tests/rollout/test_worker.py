@@ -1,0 +1,221 @@
+"""The worker with vLLM's real engine, against Hugging Face's forward pass on the same tokens, in float32.
+
+One engine for the whole file. Each test publishes what it needs; the last one leaves the worker unusable.
+"""
+
+import asyncio
+import io
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import pytest_asyncio
+import torch
+from PIL import Image
+from safetensors.torch import save
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from rollout.actor import RolloutWorker, WeightUpdateError
+from rollout.config import RolloutConfig
+from tvr.records import PolicyVersion, Prompt, Sample, SampleGroup
+
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
+
+TEMPERATURE = 0.8
+TOLERANCE = 1e-4
+START = PolicyVersion(0)
+Weights = dict[str, torch.Tensor]
+
+
+@dataclass
+class Served:
+    """A worker and, for each version that it was given, the weights."""
+
+    worker: RolloutWorker
+    model: Any
+    processor: Any
+    version: PolicyVersion = START
+    weights: dict[PolicyVersion, Weights] = field(default_factory=dict)
+
+    def perturbed(self, seed: int) -> Weights:
+        """The first version with each matrix, those of the vision tower too, moved by 30 % of its spread."""
+        generator = torch.Generator().manual_seed(seed)
+        weights = {}
+        for name, tensor in self.weights[START].items():
+            spread = float(tensor.std()) if tensor.ndim > 1 else 0.3
+            weights[name] = tensor + 0.3 * spread * torch.randn(tensor.shape, generator=generator)
+        return weights
+
+    async def publish(self, seed: int) -> None:
+        """The next version, in two buckets that part a layer."""
+        weights = self.perturbed(seed)
+        names = list(weights)
+        halves = names[: len(names) // 2], names[len(names) // 2 :]
+        buckets = [save({name: weights[name].contiguous() for name in half}) for half in halves]
+        self.version = await self.worker.receive(PolicyVersion(self.version + 1), *buckets)
+        self.weights[self.version] = weights
+
+    def max_difference(self, group: SampleGroup) -> float:
+        """Between the engine's log-probs and those of the version that each token claims."""
+        largest, compared = 0.0, 0
+        for sample in group.samples:
+            for span in sample.trace.versions:
+                expected = self.logprobs(group.prompt, sample, span.version)
+                end = min(span.end, len(expected))
+                if end > span.start:
+                    gap = np.abs(expected[span.start : end] - sample.trace.logprobs[span.start : end])
+                    largest, compared = max(largest, float(gap.max())), compared + end - span.start
+        assert compared > 20
+        return largest
+
+    @torch.no_grad()
+    def logprobs(self, prompt: Prompt, sample: Sample, version: PolicyVersion) -> np.ndarray:
+        """Teacher-forced. Ends before the first sampled picture placeholder, which transformers takes for a picture."""
+        self.model.load_state_dict(self.weights[version], strict=False)
+        text = self.processor.apply_chat_template(list(prompt.messages), tokenize=False, add_generation_prompt=True)
+        pictures = [Image.open(io.BytesIO(encoded)) for encoded in (prompt.pair.initial, prompt.pair.final)]
+        inputs = self.processor(text=[text], images=pictures, return_tensors="pt")
+        trace = sample.trace
+        assert inputs["input_ids"][0].tolist() == trace.prompt_token_ids.tolist()
+        token_ids = torch.tensor(trace.token_ids, dtype=torch.int64)
+        placeholders = self.processor.tokenizer.convert_tokens_to_ids(["<|image_pad|>", "<|video_pad|>"])
+        for at in torch.isin(token_ids, torch.tensor(placeholders)).nonzero().flatten()[:1]:
+            token_ids = token_ids[: int(at)]
+        inputs["input_ids"] = torch.cat([inputs["input_ids"], token_ids[None]], dim=1)
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        padding = (0, len(token_ids))
+        inputs["mm_token_type_ids"] = torch.nn.functional.pad(inputs["mm_token_type_ids"], padding)
+        logits = self.model(**inputs).logits[0, len(trace.prompt_token_ids) - 1 : -1] / TEMPERATURE
+        return torch.log_softmax(logits, dim=-1).gather(1, token_ids[:, None])[:, 0].numpy()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def served(policy_folder: Path) -> AsyncIterator[Served]:
+    config = RolloutConfig(
+        samples_per_prompt=8,
+        max_answer_tokens=48,
+        temperature=TEMPERATURE,
+        dtype="float32",
+        max_model_len=256,
+        max_num_seqs=12,
+        kv_cache_mib=16,
+    )
+    worker = RolloutWorker(config, str(policy_folder), "test")
+    assert await worker.ready() == "test"
+    model = AutoModelForImageTextToText.from_pretrained(policy_folder, dtype=torch.float32).eval()
+    first = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    yield Served(
+        worker=worker,
+        model=model,
+        processor=AutoProcessor.from_pretrained(policy_folder),
+        weights={START: first},
+    )
+    await worker.shutdown()
+
+
+def token_ids(group: SampleGroup) -> list[list[int]]:
+    return [sample.trace.token_ids.tolist() for sample in group.samples]
+
+
+async def test_a_group_has_its_samples_with_end_token_and_text(
+    served: Served, make_prompt: Callable[[int], Prompt]
+) -> None:
+    group = await served.worker.sample(make_prompt(1), 16, seed=3)
+    assert [sample.id for sample in group.samples] == [f"1/basic/center#3.{index}" for index in range(16)]
+    tokenizer = served.processor.tokenizer
+    for sample in group.samples:
+        trace = sample.trace
+        assert (trace.token_ids.dtype, trace.logprobs.dtype) == (np.int32, np.float32)
+        assert (trace.token_ids[-1] == tokenizer.eos_token_id) == (trace.finish == "stop")
+        assert trace.finish == "stop" or len(trace.token_ids) == 48
+        assert sample.text == tokenizer.decode(trace.token_ids, skip_special_tokens=True)
+    assert {sample.trace.finish for sample in group.samples} == {"stop", "length"}
+    assert len({tuple(ids) for ids in token_ids(group)}) == 16
+
+
+async def test_the_same_seed_gives_the_same_tokens_and_another_seed_others(
+    served: Served, make_prompt: Callable[[int], Prompt]
+) -> None:
+    groups = [await served.worker.sample(make_prompt(1), 4, seed=seed) for seed in (3, 3, 4)]
+    first, again, other = map(token_ids, groups)
+    assert first == again
+    assert not {tuple(ids) for ids in first} & {tuple(ids) for ids in other}
+
+
+async def test_greedy_decoding_has_one_answer(served: Served, make_prompt: Callable[[int], Prompt]) -> None:
+    groups = [await served.worker.sample(make_prompt(1), 1, seed=seed, greedy=True) for seed in (1, 2)]
+    assert token_ids(groups[0]) == token_ids(groups[1])
+    with pytest.raises(ValueError, match="greedy"):
+        await served.worker.sample(make_prompt(1), 2, seed=1, greedy=True)
+
+
+async def test_logprobs_are_the_learners_before_and_after_a_publish(
+    served: Served, make_prompt: Callable[[int], Prompt]
+) -> None:
+    before = await served.worker.sample(make_prompt(1), 8, seed=3)
+    await served.publish(seed=1)
+    after = await served.worker.sample(make_prompt(1), 8, seed=3)
+    assert before.oldest_version == served.version - 1
+    assert after.oldest_version == served.version
+    assert served.max_difference(before) < TOLERANCE
+    assert served.max_difference(after) < TOLERANCE
+
+
+async def test_an_old_version_is_refused_and_the_worker_goes_on(
+    served: Served, make_prompt: Callable[[int], Prompt]
+) -> None:
+    with pytest.raises(ValueError, match="not newer"):
+        await served.worker.receive(served.version, b"not even looked at")
+    group = await served.worker.sample(make_prompt(2), 8, seed=0)
+    assert served.max_difference(group) < TOLERANCE
+
+
+async def test_answers_in_flight_go_on_under_the_new_version(
+    served: Served, make_prompt: Callable[[int], Prompt]
+) -> None:
+    """Publishes while 16 answers run or wait for one of the 12 places, and asks for new ones after each publish."""
+    first = served.version
+    groups = [asyncio.create_task(served.worker.sample(make_prompt(number), 8, seed=0)) for number in (3, 4)]
+    for number in (5, 6):
+        await asyncio.sleep(0.1)  # lets the engine make some tokens; right however many it makes
+        await served.publish(seed=number)
+        groups.append(asyncio.create_task(served.worker.sample(make_prompt(number), 8, seed=0)))
+    while not groups[-1].done():
+        await asyncio.sleep(0.1)
+        if served.version < first + 6:
+            await served.publish(seed=served.version)
+    done = [await group for group in groups]
+    assert any(len(sample.trace.versions) > 1 for group in done for sample in group.samples)
+    for group in done:
+        assert served.max_difference(group) < TOLERANCE
+
+
+async def test_stats_count_answer_tokens_and_groups(served: Served, make_prompt: Callable[[int], Prompt]) -> None:
+    before = await served.worker.stats()
+    group = await served.worker.sample(make_prompt(1), 8, seed=9)
+    after = await served.worker.stats()
+    assert after["groups"] - before["groups"] == 1
+    assert after["answer_tokens"] - before["answer_tokens"] == sum(map(len, token_ids(group)))
+    assert after["busy_s"] > before["busy_s"]
+
+
+async def test_after_an_incomplete_update_the_worker_refuses_everything(
+    served: Served, make_prompt: Callable[[int], Prompt]
+) -> None:
+    weights = served.perturbed(seed=0)
+    del weights["model.visual.merger.mlp.0.weight"]
+    in_flight = asyncio.create_task(served.worker.sample(make_prompt(7), 8, seed=0))
+    await asyncio.sleep(0)
+    next_version = PolicyVersion(served.version + 1)
+    with pytest.raises(WeightUpdateError, match=r"left out 1 parameters, such as visual\.merger\.mlp\.0\.weight"):
+        await served.worker.receive(next_version, save(weights))
+    for refused in (
+        in_flight,
+        served.worker.sample(make_prompt(1), 8, seed=0),
+        served.worker.receive(next_version, save(served.perturbed(seed=0))),
+    ):
+        with pytest.raises(WeightUpdateError, match="unusable"):
+            await refused

@@ -1,0 +1,110 @@
+"""Who may import whom (design): read off the syntax trees, imports inside functions included."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("tvr", "rollout", "learner", "reward_service", "orchestrator")
+MAY_IMPORT = {
+    "tvr": {"tvr"},
+    "rollout": {"tvr", "rollout"},
+    "learner": {"tvr", "learner"},
+    "reward_service": {"tvr", "reward_service"},
+    "orchestrator": set(PACKAGES),
+}
+ONLY_IMPORTERS = {
+    "ray": {"orchestrator/cluster.py", "orchestrator/ray_roles.py"},
+    "deepspeed": {"learner/engine.py"},
+    "vllm": {"rollout/engine.py", "rollout/weights.py"},
+}
+NEVER_IN = {"tvr": {"torch", "ray"}}
+
+
+def imports(source: str) -> Iterator[str]:
+    """The top-level name of every absolute import, also of `importlib.import_module("...")` with a plain string."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            yield node.module.partition(".")[0]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("importlib.import_module", "__import__"):
+            yield from (str(arg.value).partition(".")[0] for arg in node.args[:1] if isinstance(arg, ast.Constant))
+
+
+def violations(path: str, source: str) -> list[str]:
+    """What *source*, standing at *path* (from the root), may not import."""
+    package = path.partition("/")[0]
+    found = []
+    for name in imports(source):
+        if name in PACKAGES and name not in MAY_IMPORT[package]:
+            found.append(f"{path} imports {name}; {package} may import only {sorted(MAY_IMPORT[package])} of ours")
+        if name in ONLY_IMPORTERS and path not in ONLY_IMPORTERS[name]:
+            found.append(f"{path} imports {name}; only {sorted(ONLY_IMPORTERS[name])} may")
+        if name in NEVER_IN.get(package, ()):
+            found.append(f"{path} imports {name}; nothing in {package} may")
+    return found
+
+
+def sources() -> list[Path]:
+    return sorted(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
+
+
+def test_every_import_points_the_allowed_way():
+    files = sources()
+    assert {file.relative_to(ROOT).parts[0] for file in files} == set(PACKAGES)
+    found = [line for file in files for line in violations(file.relative_to(ROOT).as_posix(), file.read_text())]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("tvr/scene.py", "import torch"),
+        ("tvr/scene.py", "from torch.nn import functional"),
+        ("tvr/scene.py", "from learner.config import LearnerConfig"),
+        ("tvr/scene.py", "def f():\n    import ray"),
+        ("rollout/actor.py", "import learner.batch"),
+        ("reward_service/actor.py", "import ray"),
+        ("learner/actor.py", "import deepspeed"),
+        ("learner/loss.py", "from orchestrator import window"),
+        ("rollout/actor.py", "from vllm import LLM"),
+        ("orchestrator/loop.py", "import ray.util.metrics"),
+        ("orchestrator/loop.py", "ray = importlib.import_module('ray')"),
+    ],
+)
+def test_a_forbidden_import_is_found(path, source):
+    assert violations(path, source)
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("orchestrator/cluster.py", "import ray"),
+        ("orchestrator/config.py", "from learner.config import LearnerConfig"),
+        ("learner/engine.py", "import deepspeed"),
+        ("rollout/actor.py", "from tvr.records import Prompt"),
+        ("learner/loss.py", "import torch"),
+    ],
+)
+def test_an_allowed_import_is_not(path, source):
+    assert not violations(path, source)
+
+
+def test_package_init_files_are_empty():
+    assert all((ROOT / package / "__init__.py").read_text() == "" for package in PACKAGES)
+
+
+def test_importing_any_config_loads_no_engine():
+    modules = [f"{package}.config" for package in PACKAGES if (ROOT / package / "config.py").exists()]
+    code = (
+        f"import sys, {', '.join(modules)}\n"
+        "loaded = {'torch', 'ray', 'vllm', 'deepspeed', 'transformers', 'mitsuba'} & set(sys.modules)\n"
+        "assert not loaded, loaded"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr

@@ -1,0 +1,108 @@
+"""Scenes, sampling and rendering."""
+
+import random
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tvr.render import project, render, render_many
+from tvr.sample_scenes import sample_pair, sample_scene
+from tvr.scene import ATTRIBUTES, SceneObject, Transformation, apply, difference
+from tvr.scene_states import sample_states
+
+CUBE = SceneObject(color="red", shape="cube", size="large", material="metal", position=(1.0, 0.0))
+BALL = SceneObject(color="blue", shape="sphere", size="small", material="glass", position=(-1.0, 0.0))
+
+
+def change(text: str) -> Transformation:
+    index, attribute, value = text.split(".")
+    return Transformation(index=int(index), attribute=attribute, value=value)
+
+
+def test_a_later_change_of_the_same_cell_overrides():
+    after = apply((CUBE, BALL), [change("0.color.cyan"), change("0.color.gray")])
+    assert after == (replace(CUBE, color="gray"), BALL)
+
+
+@pytest.mark.parametrize("text", ["2.color.cyan", "0.color.large", "0.position.front", "0.color.pink"])
+def test_an_impossible_change_is_refused(text):
+    assert not change(text).is_valid_in((CUBE, BALL))
+    with pytest.raises(ValueError, match="not possible"):
+        apply((CUBE, BALL), [change(text)])
+
+
+def test_the_difference_leads_from_one_scene_to_the_other():
+    before, after = (CUBE, BALL), (replace(CUBE, size="small"), replace(BALL, color="red", material="rubber"))
+    changes = difference(before, after)
+    assert list(map(str, changes)) == ["0.size.small", "1.color.red", "1.material.rubber"]
+    assert apply(before, changes) == after
+
+
+def test_an_unknown_value_of_an_object_is_refused():
+    with pytest.raises(ValueError, match="pink"):
+        replace(CUBE, color="pink")
+
+
+def test_the_same_seed_gives_the_same_pair():
+    assert sample_pair(random.Random("7"), 4, 2) == sample_pair(random.Random("7"), 4, 2)
+    assert sample_pair(random.Random("7"), 4, 2) != sample_pair(random.Random("8"), 4, 2)
+
+
+def test_sampled_changes_all_change_something():
+    for seed in range(50):
+        scene, changes = sample_pair(random.Random(seed), 3, 4)
+        assert len(difference(scene, apply(scene, changes))) == 4
+
+
+def test_objects_are_numbered_from_left_to_right():
+    scene = sample_scene(random.Random(3), 6)
+    across = [project(item.position, 0.0, "center")[0] for item in scene]
+    assert across == sorted(across)
+
+
+def test_every_value_of_every_attribute_is_equally_common():
+    rng = random.Random(0)
+    items = [item for _ in range(400) for item in sample_scene(rng, 3)]
+    for attribute, values in ATTRIBUTES.items():
+        seen = Counter(getattr(item, attribute) for item in items)
+        expected = 1200 / len(values)
+        # A count has a standard deviation below sqrt(expected) (12 for 150): four of them are never seen by chance.
+        assert all(abs(seen[value] - expected) < 4 * expected**0.5 for value in values)
+
+
+def test_ten_objects_find_room():
+    assert len(sample_scene(random.Random(1), 10)) == 10
+
+
+def test_states_of_a_scene_keep_their_places_and_follow_by_one_or_two_changes():
+    for seed in range(20):
+        states = sample_states(random.Random(seed), 3)
+        assert len({tuple(item.position for item in state) for state in states}) == 1
+        assert len(difference(states[0], states[1])) in (1, 2)
+        assert len(difference(states[2], states[3])) in (1, 2)
+
+
+def test_a_picture_depends_on_scene_view_and_seed_alone():
+    first = render((CUBE,), "center", (32, 24), 1, 5)
+    assert first.shape == (24, 32, 3)
+    assert first.dtype == np.uint8
+    assert np.array_equal(first, render((CUBE,), "center", (32, 24), 1, 5))
+    others = [((CUBE,), "center", 6), ((CUBE,), "left", 5), ((replace(CUBE, color="green"),), "center", 5)]
+    for scene, view, seed in others:
+        assert not np.array_equal(first, render(scene, view, (32, 24), 1, seed))
+
+
+def test_the_left_and_right_cameras_turn_about_the_same_axis():
+    # All look at (0, 0). The right camera looks along (-1, 1), so its own right is (1, 1), towards (0, 2).
+    assert all(abs(project((0.0, 0.0), 0.3, view)[0]) < 1e-9 for view in ("center", "left", "right"))
+    assert project((0.0, 2.0), 0.3, "left")[0] == pytest.approx(-project((0.0, 2.0), 0.3, "right")[0])
+    assert project((0.0, 2.0), 0.3, "right")[0] > 0
+
+
+def test_one_worker_renders_in_order():
+    tasks = [((CUBE,), view, (16, 12), 1, 0) for view in ("left", "center")]
+    left, center = render_many(tasks, 1)
+    assert np.array_equal(left, render((CUBE,), "left", (16, 12), 1, 0))
+    assert np.array_equal(center, render((CUBE,), "center", (16, 12), 1, 0))
