@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Awaitable
 from typing import Any, TypeVar
 
+import numpy as np
 import ray
 from ray.util.metrics import Gauge
 
@@ -136,6 +137,10 @@ class RayLearner:
 
     async def save(self, folder: str) -> None:
         await self._all("saving of the model", "save_model", folder)
+
+    async def logprobs(self, groups: tuple[SampleGroup, ...]) -> list[list[list[np.ndarray]]]:
+        """By rank, group and sample: what the newest version gives the sampled tokens, `[La]` nats."""
+        return await self._all("log-probs", "logprobs", ray.put(groups))
 
     async def _all(self, what: str, method: str, *args: Any) -> list[Any]:
         return await _each(self._ranks, self._config.timeout_s, what, method, *args)

@@ -1,7 +1,8 @@
 """A rollout worker: prompt in, version-stamped samples out.
 
 A plain class; the orchestrator makes a Ray actor of it, whose calls interleave on one event loop. Always: it samples
-only under a version that it has loaded completely. After an update that failed it refuses everything and must be replaced.
+only under a version that it has loaded completely. After an update that failed it refuses everything and must be
+replaced.
 """
 
 import asyncio
