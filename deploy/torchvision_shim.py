@@ -32,7 +32,7 @@ class TorchvisionFinder:
                     define_operators()
                 exec_module(module)
 
-            spec.loader.exec_module = define_and_exec
+            spec.loader.exec_module = define_and_exec  # type: ignore[method-assign]
         return spec
 
 

@@ -1,8 +1,8 @@
 """One learner rank: groups in, a policy version out.
 
-A plain class with synchronous methods, made a Ray actor where it is placed. Call order: `address` on rank 0, then `connect`
-on all ranks at once, then any of the others. Every method from `connect` on is a collective: call it on all ranks with the
-same arguments, or the ranks wait for each other for ever; give every call a deadline.
+A plain class with synchronous methods, made a Ray actor where it is placed. Call order: `address` on rank 0, then
+`connect` on all ranks at once, then any of the others. Every method from `connect` on is a collective: call it on all
+ranks with the same arguments, or the ranks wait for each other for ever; give every call a deadline.
 """
 
 import json
@@ -12,9 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import safetensors.torch
-import torch
 
-from learner.batch import Batch, build_row, collate_shared, row_length
+from learner.batch import Batch, Row, build_row, collate_shared, row_length, shared_prompt
 from learner.config import LearnerConfig
 from learner.encode import PairEncoder
 from learner.engine import Engine
@@ -27,7 +26,10 @@ logger = logging.getLogger(__name__)
 
 
 class LearnerRank:
-    """Rank *rank* of *world_size*. *model* is a Hugging Face folder; *temperature* is the one that samples are drawn at."""
+    """Rank *rank* of *world_size*.
+
+    *model* is a Hugging Face folder; *temperature* is the one that samples are drawn at.
+    """
 
     def __init__(
         self, config: LearnerConfig, model: str, rank: int, world_size: int, temperature: float, seed: int
@@ -79,7 +81,9 @@ class LearnerRank:
         terms = [token_terms(group, len(groups), self._config.advantage_scaling) for group in groups]
         samples = tuple(group.group for group in groups)
         plan = plan_passes([row_length(group) for group in samples], self._world_size, self._config.row_tokens)
-        passes = [(self._batch(samples, rows), self._tokens(terms, rows)) for rows in plan[self._rank]]
+        # Every picture is read before the first gradient; the masks, which are large, are made a pass at a time.
+        laid_out = [(self._lay_out(samples, rows), self._tokens(terms, rows)) for rows in plan[self._rank]]
+        passes = ((self._collate(rows), tokens) for rows, tokens in laid_out)
         update = self._connected.update(passes, step=self._version + 1)
         self._version = PolicyVersion(self._version + 1)
         stats = {name: update.sums[name] for name in SUMS if name != "loss"}
@@ -93,12 +97,15 @@ class LearnerRank:
         )
 
     def logprobs(self, groups: tuple[SampleGroup, ...]) -> list[list[np.ndarray]]:
-        """The current policy's log-probs of every answer, `[La]` float32, by group and sample. All ranks do all of it."""
+        """The current policy's log-probs of every answer, `[La]` float32, by group and sample.
+
+        All ranks do all of it.
+        """
         engine = self._connected
         found: list[list[np.ndarray]] = [[] for _ in groups]
         (passes,) = plan_passes([row_length(group) for group in groups], 1, self._config.row_tokens)
         for rows in passes:
-            logprobs = engine.logprobs(self._batch(groups, rows)).cpu().numpy()
+            logprobs = engine.logprobs(self._collate(self._lay_out(groups, rows))).cpu().numpy()
             start = 0
             for row in rows.rows:
                 for sample in groups[row].samples:
@@ -146,14 +153,16 @@ class LearnerRank:
             raise ValueError(f"learner rank {self._rank} is not connected; call connect first")
         return self._engine
 
-    def _batch(self, groups: tuple[SampleGroup, ...], rows: Pass) -> Batch:
-        engine = self._connected
+    def _lay_out(self, groups: tuple[SampleGroup, ...], rows: Pass) -> list[Row]:
+        rope = self._connected.model.model.get_rope_index
         laid_out = []
         for group in (groups[row] for row in rows.rows):
-            pictures = self._encoder.encode(group.prompt, group.samples[0].trace.prompt_token_ids)
-            rope = engine.model.model.get_rope_index
+            pictures = self._encoder.encode(group.prompt, shared_prompt(group))
             laid_out.append(build_row(group, pictures, self._encoder.image_token_id, rope))
-        return collate_shared(laid_out, engine.dtype).to(engine.device)
+        return laid_out
+
+    def _collate(self, rows: list[Row]) -> Batch:
+        return collate_shared(rows, self._connected.dtype).to(self._connected.device)
 
     def _tokens(self, terms: list[Tokens], rows: Pass) -> Tokens:
         weight = 0.0 if rows.is_filler else 1.0
@@ -161,7 +170,7 @@ class LearnerRank:
 
 
 def _own_address() -> str:
-    """The address other hosts reach this one at: that of the route outwards (nothing is sent); without one, loopback."""
+    """The address other hosts reach this one at: that of its route outwards (nothing is sent), or else loopback."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("192.0.2.1", 9))  # set aside for documentation, RFC 5737

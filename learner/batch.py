@@ -1,9 +1,9 @@
 """Groups of samples laid out for the model, and the log-probs of their answers.
 
-Two layouts with the same result: *shared rows*, one row a group, `prompt | answer 1 | ... | answer G`, in which each answer
-sees the prompt and itself and has its own positions, so that prompt and pictures go through the model once; and *per
-sample*, the plain `prompt | answer`, the reference that tests compare with. Both list the answer tokens in the same order:
-row by row, answer by answer.
+Two layouts with the same result: *shared rows*, one row a group, `prompt | answer 1 | ... | answer G`, in which each
+answer sees the prompt and itself and has its own positions, so that prompt and pictures go through the model once; and
+*per sample*, the plain `prompt | answer`, the reference that tests compare with. Both list the answer tokens in the
+same order: row by row, answer by answer.
 
 Shapes: B rows of a pass, L tokens of its longest row, M answer tokens of the pass, Lp prompt tokens, La answer tokens.
 """
@@ -37,8 +37,8 @@ class Batch:
     """The model's inputs of one pass.
 
     *input_ids* `[B, L]`; *attention_mask* `[B, 1, L, L]`, 0 or the lowest number, added to the scores; *position_ids*
-    `[3, B, L]` (time, height, width); *predictors* `[M]`, the flat places (in `[B * L]`) whose output predicts an answer
-    token; *targets* `[M]`, those tokens.
+    `[3, B, L]` (time, height, width); *predictors* `[M]`, the flat places (in `[B * L]`) whose output predicts an
+    answer token; *targets* `[M]`, those tokens.
     """
 
     input_ids: torch.Tensor
@@ -64,9 +64,8 @@ def shared_prompt(group: SampleGroup) -> np.ndarray:
 
 
 def row_length(group: SampleGroup) -> int:
-    """Tokens of the group's shared row."""
-    traces = [sample.trace for sample in group.samples]
-    return len(traces[0].prompt_token_ids) + sum(len(trace.token_ids) for trace in traces)
+    """Tokens of the group's shared row. Raises ValueError as `shared_prompt` does."""
+    return len(shared_prompt(group)) + sum(len(sample.trace.token_ids) for sample in group.samples)
 
 
 def build_row(group: SampleGroup, pictures: EncodedPair, image_token_id: int, get_rope_index: RopeIndex) -> Row:

@@ -19,7 +19,7 @@ class LearnerConfig(BaseModel):
         default=0.0, ge=0, description="AdamW's, on all parameters; larger pulls them harder towards 0."
     )
     beta1: float = Field(default=0.9, ge=0, lt=1, description="AdamW's memory of gradients; larger is longer.")
-    beta2: float = Field(default=0.999, ge=0, lt=1, description="AdamW's memory of squared gradients; larger is longer.")
+    beta2: float = Field(default=0.999, ge=0, lt=1, description="AdamW's memory of their squares; larger is longer.")
     max_grad_norm: float = Field(
         default=1.0, gt=0, description="Gradients of a larger global norm are scaled down to it; larger clips less."
     )

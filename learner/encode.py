@@ -39,7 +39,7 @@ class PairEncoder:
         have = int((prompt_token_ids == self.image_token_id).sum())
         if have != need:
             raise ValueError(
-                f"prompt {prompt.id} holds {have} image tokens and its pictures need {need}; the engine and the learner "
-                "must use the same processor"
+                f"prompt {prompt.id} holds {have} image tokens and its pictures need {need}; the engine and the "
+                "learner must use the same processor"
             )
         return EncodedPair(pixel_values=inputs["pixel_values"], grid_thw=grid_thw)

@@ -6,7 +6,7 @@ Every method is a collective: all ranks call it, in the same order and equally o
 import logging
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,7 +17,7 @@ from transformers import AutoModelForImageTextToText
 
 from learner.batch import Batch, answer_logprobs
 from learner.config import LearnerConfig
-from learner.loss import SUMS, Tokens, grpo_loss
+from learner.loss import SUMS, Tokens, grpo_loss, spoil_if_not_finite
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ class Engine:
         """The transformers model. Under ZeRO-3 its weights are empty outside `gathered`."""
         return self._wrapped.model
 
-    def update(self, passes: Sequence[tuple[Batch, Tokens]], step: int) -> Update:
+    def update(self, passes: Iterable[tuple[Batch, Tokens]], step: int) -> Update:
         """Accumulate the gradient of *passes* over all ranks and apply it; *step* counts from 1.
 
         Raises NonFiniteStep before the update, on all ranks.
@@ -99,11 +99,8 @@ class Engine:
         for batch, tokens in passes:
             logprobs = self._engine(batch)
             result = grpo_loss(logprobs, tokens, self.config, self._reference_logprobs(batch))
-            # Adds nothing to a finite loss. Otherwise it makes every gradient NaN, so that the ranks, which all see the
-            # global norm, refuse the step together.
-            guarded = result.loss + (result.loss.detach() * 0) * logprobs.sum()
             # DeepSpeed takes the mean over ranks; the weights are those of the whole step, so the sum is wanted.
-            self._engine.backward(guarded * self.world_size, scale_wrt_gas=False)
+            self._engine.backward(spoil_if_not_finite(result.loss, logprobs) * self.world_size, scale_wrt_gas=False)
             sums += result.sums
             largest = torch.maximum(largest, result.max_abs_log_ratio)
         torch.distributed.all_reduce(sums)
@@ -112,10 +109,8 @@ class Engine:
         self._engine.step()
         grad_norm = self._grad_norm()
         if not self._engine.was_step_applied() or not math.isfinite(grad_norm):
-            raise NonFiniteStep(f"step {step}: loss {by_name['loss']}, gradient norm {grad_norm}; nothing was updated")
-        return Update(
-            sums=by_name, max_abs_log_ratio=float(largest), grad_norm=grad_norm, learning_rate=learning_rate
-        )
+            raise NonFiniteStep(f"the loss is {by_name['loss']}, the gradient's norm {grad_norm}; nothing was updated")
+        return Update(sums=by_name, max_abs_log_ratio=float(largest), grad_norm=grad_norm, learning_rate=learning_rate)
 
     @torch.no_grad()
     def logprobs(self, batch: Batch) -> torch.Tensor:
@@ -163,7 +158,7 @@ class Engine:
 
         config = self.config
         parameters = [parameter for parameter in self._wrapped.parameters() if parameter.requires_grad]
-        # One parameter group: of several, DeepSpeed 0.19 links only the first one's optimizer state after the first step.
+        # One parameter group: of several, DeepSpeed 0.19 links the optimizer state of the first only.
         optimizer = torch.optim.AdamW(
             parameters,
             lr=config.learning_rate,
@@ -184,6 +179,7 @@ class Engine:
         if config.dtype == "bfloat16":
             settings["bf16"] = {"enabled": True, "check_grad_overflow": True}
         if config.zero_stage == 0:
+            settings["gradient_clipping"] = 0.0  # its default is 1
             optimizer.register_step_pre_hook(self._check_and_clip)
         else:
             settings["gradient_clipping"] = config.max_grad_norm
@@ -191,13 +187,16 @@ class Engine:
         return engine
 
     def _check_and_clip(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        """Stage 0 only: there DeepSpeed would apply a gradient that is not finite. Gradients are already summed here."""
+        """Stage 0 only: there DeepSpeed would apply a gradient that is not finite.
+
+        Gradients are already summed here.
+        """
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
         self._stage_0_norm = float(norm)
         if not math.isfinite(self._stage_0_norm):
             self._engine.zero_grad()
-            raise NonFiniteStep(f"gradient norm {self._stage_0_norm}; nothing was updated")
+            raise NonFiniteStep(f"the gradient's norm is {self._stage_0_norm}; nothing was updated")
 
     def _grad_norm(self) -> float:
         return self._stage_0_norm if self.config.zero_stage == 0 else float(self._engine.get_global_grad_norm())

@@ -1,7 +1,7 @@
 """The GRPO loss over answer tokens. Pure.
 
-Every token has a weight, counted once for the whole step before it is split, so that the sum over tokens is the loss and
-the gradient does not depend on ranks, packing or accumulation. M tokens of one pass.
+Every token has a weight, counted once for the whole step before it is split, so that the sum over tokens is the loss
+and the gradient does not depend on ranks, packing or accumulation. M tokens of one pass.
 """
 
 from collections.abc import Sequence
@@ -66,9 +66,9 @@ def grpo_loss(
 ) -> TokenLoss:
     """Clipped surrogate against the sampling policy, plus the KL divergence from the reference policy if it is given.
 
-    *logprobs* `[M]` nats, with gradient; *reference_logprobs* `[M]`. GRPO (arXiv 2402.03300): eq. 3 with the KL estimator
-    of eq. 4 (k3); the clip may differ up and down (DAPO, arXiv 2503.14476). `entropy` is estimated by the mean of
-    -log-prob of the sampled tokens.
+    *logprobs* `[M]` nats, with gradient; *reference_logprobs* `[M]`. GRPO (arXiv 2402.03300): eq. 3 with the KL
+    estimator of eq. 4 (k3); the clip may differ up and down (DAPO, arXiv 2503.14476). `entropy` is estimated by the
+    mean of -log-prob of the sampled tokens.
     """
     log_ratio = logprobs - tokens.sampler_logprobs
     ratio = log_ratio.exp()
@@ -88,3 +88,12 @@ def grpo_loss(
         counted = log_ratio.abs()[tokens.weights > 0]
         max_abs_log_ratio = counted.max() if len(counted) else torch.zeros_like(loss)
     return TokenLoss(loss=loss, sums=sums, max_abs_log_ratio=max_abs_log_ratio)
+
+
+def spoil_if_not_finite(loss: torch.Tensor, logprobs: torch.Tensor) -> torch.Tensor:
+    """*loss*, with the same gradient if it is finite, and otherwise with one that is NaN everywhere.
+
+    A gradient can be finite where the loss is not. All ranks see the norm of the gradient, so that they refuse such a
+    step together, without a message of their own.
+    """
+    return loss + (loss.detach() * 0) * logprobs.sum()

@@ -1,7 +1,7 @@
 """Which row goes through which rank in which forward pass. Pure; every rank computes the same plan.
 
-A row is one group, `prompt | answer 1 | ... | answer G`. Rows of one pass are padded to the longest among them, so rows of
-like length go together.
+A row is one group, `prompt | answer 1 | ... | answer G`. Rows of one pass are padded to the longest among them, so rows
+of like length go together.
 """
 
 from collections.abc import Sequence

@@ -10,11 +10,11 @@ The run is resumable: batches depend on (seed, step) alone, and a checkpoint hol
 
 import json
 import logging
+import math
 import os
 import random
 import time
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +26,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from learner.tiny_policy import make_tiny_policy
 from tvr.answer import format_answer
 from tvr.prompt import build_messages
-from tvr.scene import Scene, difference
+from tvr.scene import ATTRIBUTES, Scene, difference
 from tvr.scene_states import StatePicture, load_states, make_states
 
 logger = logging.getLogger(__name__)
@@ -57,6 +57,10 @@ class PhaseConfig(BaseModel):
 
     steps: int = Field(gt=0, description="Optimiser steps.")
     batch: int = Field(gt=0, description="Examples a step.")
+    optimizer: Literal["adamw", "muon"] = Field(
+        description="muon orthogonalises the updates of matrices (vectors and embeddings keep AdamW): it leaves "
+        "plateaus, such as telling shapes apart, that AdamW stays on."
+    )
     learning_rate: float = Field(gt=0, description="Peak; 2 % warm-up, then a cosine to a tenth.")
     name_share: float = Field(ge=0, le=1, description="Share of name examples; the rest are pairs.")
     nearby_share: float = Field(ge=0, le=1, description="Share of the pairs that differ in one or two cells only.")
@@ -144,10 +148,10 @@ class ExampleSource:
         length = max(len(prompt) + len(reply) for prompt, reply in rows)
         input_ids = torch.full((len(rows), length), self.processor.tokenizer.pad_token_id)
         labels = torch.full((len(rows), length), -100)
-        for row, (prompt, reply) in enumerate(rows):
-            end = len(prompt) + len(reply)
-            input_ids[row, :end] = torch.tensor(prompt + reply)
-            labels[row, len(prompt) : end] = torch.tensor(reply)
+        for row, (asked, wanted) in enumerate(rows):
+            end = len(asked) + len(wanted)
+            input_ids[row, :end] = torch.tensor(asked + wanted)
+            labels[row, len(asked) : end] = torch.tensor(wanted)
         return {
             "input_ids": input_ids,
             "labels": labels,
@@ -204,49 +208,71 @@ def _encode_pictures(pictures: list[StatePicture], processor: Any) -> tuple[torc
 
 def _train(config: PretrainConfig, model: Any, data: ExampleSource) -> None:
     total = sum(phase.steps for phase in config.phases)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01)
     checkpoint = config.out / "checkpoint.pt"
-    done = 0
-    if checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True)
+    saved: dict[str, Any] = torch.load(checkpoint, weights_only=True) if checkpoint.exists() else {"step": 0}
+    if saved["step"]:
         model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        done = saved["step"]
-        logger.info("resuming at step %d of %d", done, total)
-    began, first = time.monotonic(), done
-    for step, phase, learning_rate in _schedule(config, start=done):
+        logger.info("resuming at step %d of %d", saved["step"], total)
+    began, done = time.monotonic(), saved["step"]
+    first_of_phase = 0
+    for phase in config.phases:
+        optimizers = _make_optimizers(model, phase)
+        if first_of_phase < saved["step"] < first_of_phase + phase.steps:
+            for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
+                optimizer.load_state_dict(state)
+        for step in range(max(first_of_phase, saved["step"]), first_of_phase + phase.steps):
+            _set_learning_rate(optimizers, phase, step - first_of_phase)
+            loss = _step(config, model, optimizers, data.batch(phase, str(step), data.training))
+            done = step + 1
+            if done % CHECKPOINT_EVERY == 0 or done == total:
+                minutes = (time.monotonic() - began) / 60
+                curve = {"step": done, "loss": round(loss, 4), **measure(config, model, data, phase)}
+                left = minutes / (done - saved["step"]) * (total - done)
+                logger.info("step %d of %d, %.0f minutes left: %s", done, total, left, curve)
+                with (config.out / "curve.jsonl").open("a") as file:
+                    file.write(json.dumps({**curve, "minutes": round(minutes, 1)}) + "\n")
+                part = checkpoint.with_suffix(".part")
+                states = [optimizer.state_dict() for optimizer in optimizers]
+                torch.save({"model": model.state_dict(), "optimizers": states, "step": done}, part)
+                os.replace(part, checkpoint)
+        first_of_phase += phase.steps
+
+
+def _make_optimizers(model: Any, phase: PhaseConfig) -> list[torch.optim.Optimizer]:
+    """AdamW for everything, or Muon for the matrices inside the layers and AdamW for the rest."""
+    in_layers = {
+        name: parameter.ndim == 2 and "embed" not in name and phase.optimizer == "muon"
+        for name, parameter in model.named_parameters()
+    }
+    parameters = dict(model.named_parameters())
+    rest = [parameters[name] for name, matrix in in_layers.items() if not matrix]
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(rest, betas=(0.9, 0.98), weight_decay=0.01)]
+    if matrices := [parameters[name] for name, matrix in in_layers.items() if matrix]:
+        optimizers.append(torch.optim.Muon(matrices, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"))
+    return optimizers
+
+
+def _set_learning_rate(optimizers: list[torch.optim.Optimizer], phase: PhaseConfig, step: int) -> None:
+    warmup = min(1.0, (step + 1) / max(1, phase.steps // 50))
+    cosine = 0.55 + 0.45 * math.cos(math.pi * step / phase.steps)
+    for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate
-        loss = _loss(config, model, data.batch(phase, str(step), data.training))[0]
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        if not torch.isfinite(norm):
-            raise FloatingPointError(f"gradient norm {norm} at step {step}; lower the learning rate")
+            group["lr"] = phase.learning_rate * warmup * cosine
+
+
+def _step(
+    config: PretrainConfig, model: Any, optimizers: list[torch.optim.Optimizer], batch: dict[str, torch.Tensor]
+) -> float:
+    """One update; returns the loss. Raises FloatingPointError on a gradient that is not finite, before the update."""
+    loss = _loss(config, model, batch)[0]
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    if not torch.isfinite(norm):
+        raise FloatingPointError(f"the gradient's norm is {norm}; lower the learning rate")
+    for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad()
-        done = step + 1
-        if done % CHECKPOINT_EVERY == 0 or done == total:
-            curve = {"step": done, "loss": round(loss.item(), 4), **measure(config, model, data, phase)}
-            curve["minutes"] = round((time.monotonic() - began) / 60, 1)
-            left = (time.monotonic() - began) / (done - first) * (total - done) / 60
-            logger.info("step %d of %d, %.0f minutes left: %s", done, total, left, curve)
-            with (config.out / "curve.jsonl").open("a") as file:
-                file.write(json.dumps(curve) + "\n")
-            part = checkpoint.with_suffix(".part")
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": done}
-            torch.save(state, part)
-            os.replace(part, checkpoint)
-
-
-def _schedule(config: PretrainConfig, start: int) -> Iterator[tuple[int, PhaseConfig, float]]:
-    step = 0
-    for phase in config.phases:
-        warmup = max(1, phase.steps // 50)
-        for at in range(phase.steps):
-            if step >= start:
-                cosine = 0.55 + 0.45 * torch.cos(torch.tensor(torch.pi * at / phase.steps)).item()
-                yield step, phase, phase.learning_rate * min(1.0, (at + 1) / warmup) * cosine
-            step += 1
+    return loss.item()
 
 
 def _loss(config: PretrainConfig, model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
@@ -262,8 +288,6 @@ def _loss(config: PretrainConfig, model: Any, batch: dict[str, torch.Tensor]) ->
 @torch.no_grad()
 def measure(config: PretrainConfig, model: Any, data: ExampleSource, phase: PhaseConfig) -> dict[str, float]:
     """Teacher-forced accuracy on held-out scenes, by attribute: the share of value tokens predicted right."""
-    from tvr.scene import ATTRIBUTES
-
     right, seen = dict.fromkeys(ATTRIBUTES, 0), dict.fromkeys(ATTRIBUTES, 0)
     tokenizer = data.processor.tokenizer
     kinds = {tokenizer.convert_tokens_to_ids(v): a for a, values in ATTRIBUTES.items() for v in values}

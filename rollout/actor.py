@@ -10,14 +10,14 @@ import logging
 import time
 
 from rollout.config import RolloutConfig
-from rollout.engine import RolloutEngine
+from rollout.engine import RolloutEngine, WorkerLost
 from rollout.shm import SharedFiles, remove_leftovers
 from tvr.records import PolicyVersion, Prompt, SampleGroup
 
 logger = logging.getLogger(__name__)
 
 
-class WeightUpdateError(Exception):
+class WeightUpdateError(WorkerLost):
     """*worker_id* could not load *version* and holds a mixture of weights; it must be replaced."""
 
     def __init__(self, worker_id: str, version: PolicyVersion, cause: str) -> None:
@@ -63,8 +63,8 @@ class RolloutWorker:
     async def sample(self, prompt: Prompt, num_samples: int, seed: int, greedy: bool = False) -> SampleGroup:
         """*num_samples* answers to *prompt*; the same seed under the same weights gives the same tokens.
 
-        Raises WeightUpdateError if the worker is, or meanwhile becomes, unusable; SamplingError if the engine gave up;
-        ValueError for a prompt that cannot be asked.
+        Raises WorkerLost (EngineDied or WeightUpdateError) if the worker is, or meanwhile becomes, unusable;
+        SamplingError if the engine gave up; ValueError for a prompt that cannot be asked.
         """
         task = asyncio.ensure_future(self._usable_engine().sample(prompt, num_samples, seed, greedy))
         if not self._in_flight:

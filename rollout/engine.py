@@ -49,6 +49,14 @@ class SamplingError(Exception):
         return f"prompt {self.prompt_id} was not answered: the engine ended with {self.reason}"
 
 
+class WorkerLost(Exception):
+    """The worker cannot go on and must be replaced; what it was asked can be asked of another."""
+
+
+class EngineDied(WorkerLost):
+    """vLLM's engine process ended. Its message is vLLM's."""
+
+
 class RolloutEngine:
     """One engine. Build it inside the event loop that will use it; it blocks for seconds.
 
@@ -73,12 +81,17 @@ class RolloutEngine:
     async def sample(self, prompt: Prompt, num_samples: int, seed: int, greedy: bool) -> SampleGroup:
         """*num_samples* answers to *prompt*, all siblings of one request. Cancelling the caller aborts the request.
 
-        Raises SamplingError, or ValueError for a prompt that cannot be asked.
+        Raises EngineDied, SamplingError, or ValueError for a prompt that cannot be asked.
         """
+        from vllm.v1.engine.exceptions import EngineDeadError
+
         params = self._sampling_params(prompt, num_samples, seed, greedy)
         (request,) = await self._llm.renderer.render_cmpl_async([build_request(prompt, self._processor)])
         request_id = f"{prompt.id}#{seed}#{next(self._request_ids)}"
-        (output,) = [final async for final in self._llm.generate(request, params, request_id)]
+        try:
+            (output,) = [final async for final in self._llm.generate(request, params, request_id)]
+        except EngineDeadError as error:
+            raise EngineDied(str(error)) from error
         assert len(output.outputs) == num_samples, prompt.id
         prompt_token_ids = np.asarray(output.prompt_token_ids, dtype=np.int32)
         completions = sorted(output.outputs, key=lambda completion: completion.index)

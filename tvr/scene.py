@@ -6,6 +6,7 @@ immutable and pure: `apply` returns a new scene. The vocabulary is TRANCE's (`tv
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 COLORS = ("gray", "red", "blue", "green", "brown", "purple", "cyan", "yellow")
 SHAPES = ("cube", "sphere", "cylinder")
@@ -74,7 +75,8 @@ def apply(scene: Scene, transformations: Iterable[Transformation]) -> Scene:
     for change in transformations:
         if not change.is_valid_in(scene):
             raise ValueError(f"{change} is not possible in a scene of {len(scene)} objects")
-        objects[change.index] = replace(objects[change.index], **{change.attribute: change.value})
+        values: dict[str, Any] = {change.attribute: change.value}
+        objects[change.index] = replace(objects[change.index], **values)
     return tuple(objects)
 
 

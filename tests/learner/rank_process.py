@@ -1,9 +1,10 @@
 """One learner rank in a process of its own, for the tests: MODEL FOLDER WORLD_SIZE PORT RANK.
 
 Reads FOLDER/jobs.pickle, a dict of jobs by name, and writes FOLDER/rank_RANK.pickle. A job is a dict with `config` (of
-LearnerConfig), `steps` (the groups of each step) and, if wanted, `save` (a folder). Its result holds the StepReport or the
-error of each step, the gradient of the first update that was applied, the parameters before and after, the log-probs of the first groups at both
-times, and the weight buckets. All jobs run one after the other in one process group.
+LearnerConfig), `steps` (the groups of each step) and, if wanted, `save` (a folder). Its result holds the StepReport or
+the error of each step, the gradient of the first update that was applied, the parameters before and after, the
+log-probs of the first groups at both times, and the weight buckets. All jobs run one after the other in one process
+group.
 """
 
 import os

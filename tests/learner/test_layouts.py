@@ -80,7 +80,9 @@ def test_all_layouts_give_the_same_logprobs_and_gradients(
     assert np.abs(plain[1]).max() > 0.01, "gradients too small for the comparison to mean anything"
 
 
-def test_a_row_holds_prompt_and_pictures_once(policy: Any, encoder: PairEncoder, make_group: Callable[..., Any]) -> None:
+def test_a_row_holds_prompt_and_pictures_once(
+    policy: Any, encoder: PairEncoder, make_group: Callable[..., Any]
+) -> None:
     group = make_group(0, [3, 4, 5]).group
     batch = collate_shared(build_rows(policy, encoder, [group]), torch.float32)
     assert batch.input_ids.shape == (1, len(shared_prompt(group)) + 3 + 4 + 5)

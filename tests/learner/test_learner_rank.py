@@ -1,7 +1,7 @@
 """Whole steps of the DeepSpeed learner, in processes of their own, against plain PyTorch and against each other.
 
-Gradients are compared rather than parameters: Adam's first update is nearly the gradient's sign, so that where a gradient
-is rounding noise around zero the parameters of two right computations differ by up to twice the learning rate.
+Gradients are compared rather than parameters: Adam's first update is nearly the gradient's sign, so that where a
+gradient is rounding noise around zero the parameters of two right computations differ by up to twice the learning rate.
 """
 
 from collections.abc import Callable
@@ -41,7 +41,10 @@ def groups(make_group: Callable[..., Any]) -> tuple[ScoredGroup, ...]:
 
 @pytest.fixture(scope="session")
 def alone(
-    run_ranks: Callable[..., Any], groups: tuple[ScoredGroup, ...], make_group: Callable[..., Any], tmp_path_factory: Any
+    run_ranks: Callable[..., Any],
+    groups: tuple[ScoredGroup, ...],
+    make_group: Callable[..., Any],
+    tmp_path_factory: Any,
 ) -> Results:
     """One rank."""
     bad = (*groups[:2], make_group(5, [2, 3], rewards=[0.0, 1.0], logprob=-150.0), *groups[3:])
@@ -60,7 +63,6 @@ def alone(
         "bfloat16": {"config": BASE | {"dtype": "bfloat16"}, "steps": [groups]},
         "bad, stage 2": {"config": BASE, "steps": [bad, groups]},
         "bad, stage 0": {"config": BASE | {"zero_stage": 0}, "steps": [bad, groups]},
-        "bad, stage 1": {"config": BASE | {"zero_stage": 1}, "steps": [bad, groups]},
         "bad, stage 3": {"config": BASE | {"zero_stage": 3}, "steps": [bad, groups]},
         "bad, bfloat16": {"config": BASE | {"dtype": "bfloat16"}, "steps": [bad, groups]},
     }
@@ -76,7 +78,10 @@ def alone(
 
 @pytest.fixture(scope="session")
 def pair(
-    run_ranks: Callable[..., Any], groups: tuple[ScoredGroup, ...], make_group: Callable[..., Any], tmp_path_factory: Any
+    run_ranks: Callable[..., Any],
+    groups: tuple[ScoredGroup, ...],
+    make_group: Callable[..., Any],
+    tmp_path_factory: Any,
 ) -> list[Results]:
     """Two ranks over gloo."""
     bad = (*groups[:2], make_group(5, [2, 3], rewards=[0.0, 1.0], logprob=-150.0), *groups[3:])
@@ -191,10 +196,9 @@ def test_the_report_is_of_the_whole_step(alone: Results, groups: tuple[ScoredGro
     logprobs = alone["stage 2"]["logprobs"][0]
     by_group = [np.mean([sample.mean() for sample in group]) for group in logprobs]
     assert first.stats["entropy"] == pytest.approx(-float(np.mean(by_group)), rel=1e-5)
-    pairs = [(found, sample.trace) for row, group in zip(logprobs, groups, strict=True) for found, sample in zip(row, group.group.samples, strict=True)]
-    assert first.stats["max_abs_log_ratio"] == pytest.approx(
-        max(float(np.abs(found - trace.logprobs).max()) for found, trace in pairs), rel=1e-5
-    )
+    learned = np.concatenate([sample for group in logprobs for sample in group])
+    sampled = np.concatenate([sample.trace.logprobs for group in groups for sample in group.group.samples])
+    assert first.stats["max_abs_log_ratio"] == pytest.approx(float(np.abs(learned - sampled).max()), rel=1e-5)
 
 
 def test_logprobs_are_those_of_transformers(alone: Results, pair: list[Results], reference: dict[str, Any]) -> None:
@@ -240,13 +244,13 @@ def test_bfloat16_is_near_float32(alone: Results, reference: dict[str, Any]) -> 
 def assert_refused(result: dict[str, Any]) -> None:
     failure, good = result["reports"]
     assert isinstance(failure, NonFiniteStep)
-    assert "step 1: loss" in str(failure)
+    assert "nothing was updated" in str(failure)
     before, refused, _ = result["parameters"]
     assert all(torch.equal(before[name], refused[name]) for name in before)
     assert good.version == result["version"] == 1
 
 
-@pytest.mark.parametrize("job", ["bad, stage 0", "bad, stage 1", "bad, stage 2", "bad, stage 3", "bad, bfloat16"])
+@pytest.mark.parametrize("job", ["bad, stage 0", "bad, stage 2", "bad, stage 3", "bad, bfloat16"])
 def test_a_step_that_is_not_finite_changes_nothing(job: str, alone: Results, reference: dict[str, Any]) -> None:
     # The sampler's log-prob is -150 and the policy's about -5: ratio e^145, infinite in float32, and A < 0: no clip.
     assert_refused(alone[job])

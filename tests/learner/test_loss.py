@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from learner.config import LearnerConfig
-from learner.loss import SUMS, join_tokens, grpo_loss, token_terms
+from learner.loss import SUMS, grpo_loss, join_tokens, spoil_if_not_finite, token_terms
 
 LOG_2 = math.log(2.0)
 CPU = torch.device("cpu")
@@ -40,14 +40,14 @@ def test_clipped_surrogate_and_its_gradient(tokens: Any) -> None:
     logprobs = (tokens.sampler_logprobs + log_ratio).requires_grad_()
     result = grpo_loss(logprobs, tokens, config)
     result.loss.backward()
-    assert float(result.loss) == pytest.approx(0.025, abs=2e-6)
+    assert result.loss.item() == pytest.approx(0.025, abs=2e-6)
     torch.testing.assert_close(logprobs.grad, torch.tensor([0, 0.25, 0, 0, 0]), atol=2e-6, rtol=0)
     sums = dict(zip(SUMS, result.sums.tolist(), strict=True))
     assert sums["loss"] == pytest.approx(0.025, abs=2e-6)
     assert sums["ratio"] == pytest.approx(0.5 / 8 + 2 / 8 + 2 / 4 + 2 / 4 + 1 / 4, abs=1e-5)  # 1.5625
     assert sums["clip_fraction"] == pytest.approx(1 / 8 + 1 / 4, abs=1e-6)
     assert sums["kl"] == 0
-    assert sums["entropy"] == pytest.approx(-float((logprobs * tokens.weights).sum()), abs=1e-5)
+    assert sums["entropy"] == pytest.approx(-(logprobs * tokens.weights).sum().item(), abs=1e-5)
     assert float(result.max_abs_log_ratio) == pytest.approx(LOG_2, abs=1e-5)
 
 
@@ -62,7 +62,7 @@ def test_kl_to_the_reference_policy(tokens: Any) -> None:
     reference = tokens.sampler_logprobs + torch.tensor([0.0, LOG_2, 0.0, -LOG_2, 0.0])
     result = grpo_loss(logprobs, tokens, config, reference)
     result.loss.backward()
-    assert float(result.loss) == pytest.approx(0.0086643, abs=2e-6)
+    assert result.loss.item() == pytest.approx(0.0086643, abs=2e-6)
     assert float(result.sums[SUMS.index("kl")]) == pytest.approx(0.086643, abs=2e-6)
     expected = torch.tensor([0.125, 0.1125, -0.25, 0.0125, 0])
     torch.testing.assert_close(logprobs.grad, expected, atol=2e-6, rtol=0)
@@ -84,5 +84,20 @@ def test_a_pass_that_only_fills_up_adds_nothing(make_group: Callable[..., Any]) 
     tokens = join_tokens([token_terms(make_group(0, [3, 1]), 1, "group_std")], CPU, weight=0.0)
     result = grpo_loss(tokens.sampler_logprobs + 1.0, tokens, LearnerConfig())
     assert result.sums.tolist() == [0, 0, 0, 0, 0]
-    assert float(result.loss) == 0
+    assert result.loss.item() == 0
     assert float(result.max_abs_log_ratio) == 0
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_loss_that_is_not_finite_spoils_a_finite_gradient(bad: float) -> None:
+    logprobs = torch.tensor([-1.0, -2.0], requires_grad=True)
+    spoil_if_not_finite((2 * logprobs).sum() + bad, logprobs).backward()
+    assert logprobs.grad is not None
+    assert logprobs.grad.isnan().all()
+
+
+def test_a_finite_loss_keeps_its_gradient() -> None:
+    logprobs = torch.tensor([-1.0, -2.0], requires_grad=True)
+    spoil_if_not_finite((logprobs**2).sum(), logprobs).backward()
+    assert logprobs.grad is not None
+    assert logprobs.grad.tolist() == [-2.0, -4.0]

@@ -12,8 +12,8 @@ from learner.tiny_policy import build_processor
 from tvr.scene_states import load_states, make_states
 
 PHASES = [
-    PhaseConfig(steps=2, batch=4, learning_rate=1e-3, name_share=1.0, nearby_share=0.0),
-    PhaseConfig(steps=2, batch=4, learning_rate=1e-3, name_share=0.0, nearby_share=0.5),
+    PhaseConfig(steps=2, batch=4, optimizer="adamw", learning_rate=1e-3, name_share=1.0, nearby_share=0.0),
+    PhaseConfig(steps=2, batch=4, optimizer="muon", learning_rate=1e-3, name_share=0.0, nearby_share=0.5),
 ]
 
 

@@ -94,7 +94,7 @@ async def test_a_scoring_failure_ends_the_run():
 def test_a_group_that_is_too_old_raises():
     old = make_scored(make_group(make_prompt("7/basic/center"), version=1), [1.0, 0.0])
     check_staleness((old,), PolicyVersion(2), max_staleness=1)
-    with pytest.raises(StaleGroup, match="7/basic/center was sampled under version 1 .* version 3"):
+    with pytest.raises(StaleGroup, match=r"7/basic/center was sampled under version 1 .* version 3"):
         check_staleness((old,), PolicyVersion(3), max_staleness=1)
 
 

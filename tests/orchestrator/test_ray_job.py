@@ -32,7 +32,7 @@ def read(url: str) -> str:
 
 @pytest.fixture
 def head(tmp_path):
-    """A Ray head with a dashboard, of this test alone; gives the environment, the dashboard's and the metrics' address."""
+    """A Ray head with a dashboard, of this test alone: its environment and the addresses of dashboard and metrics."""
     gcs, dashboard, metrics = free_port(), free_port(), free_port()
     env = os.environ | {
         "PATH": f"{BIN}:{os.environ['PATH']}",

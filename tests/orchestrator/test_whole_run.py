@@ -4,6 +4,7 @@ import asyncio
 import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +61,7 @@ def test_a_run_of_three_steps_on_two_ranks(data, tmp_path):
 
     reports = json.loads((out / "evaluation.json").read_text())
     assert [report["num_samples"] for report in reports.values()] == [6, 6]
-    assert RunConfig.model_validate(__import__("tomllib").loads((out / "config.toml").read_text())).loop.steps == 3
+    assert RunConfig.model_validate(tomllib.loads((out / "config.toml").read_text())).loop.steps == 3
 
     before = AutoModelForImageTextToText.from_pretrained("deploy/models/tiny", dtype=torch.float32)
     after = AutoModelForImageTextToText.from_pretrained(out / "model", dtype=torch.float32)

@@ -16,9 +16,7 @@ def group(version: int = 0):
 async def simulate(max_staleness: int, groups_per_step: int, seed: int, release_early: bool) -> int:
     """The largest staleness in a run of 12 steps with random interleaving; *release_early* breaks the rule."""
     steps, served, worst = 12, 0, 0
-    window = Window(
-        groups_per_step=groups_per_step, max_staleness=max_staleness, total_groups=steps * groups_per_step
-    )
+    window = Window(groups_per_step=groups_per_step, max_staleness=max_staleness, total_groups=steps * groups_per_step)
     rng = random.Random(seed)
 
     async def wander(most: int) -> None:
