@@ -5,10 +5,8 @@ A plain class with synchronous methods, made a Ray actor where it is placed. Cal
 ranks with the same arguments, or the ranks wait for each other for ever; give every call a deadline.
 """
 
-import json
 import logging
 import socket
-from pathlib import Path
 
 import numpy as np
 import safetensors.torch
@@ -139,8 +137,6 @@ class LearnerRank:
                 state = {name: tensor.cpu() for name, tensor in tensors.items()}
                 engine.model.save_pretrained(folder, state_dict=state)
                 self._encoder.processor.save_pretrained(folder)
-                version = {"version": self._version}
-                (Path(folder) / "policy_version.json").write_text(json.dumps(version))
         engine.barrier()
 
     def close(self) -> None:

@@ -24,9 +24,12 @@ RopeIndex = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """One group before padding: *prompt* `[Lp]` and *positions* `[3, Lp]` int64, *answers* G arrays `[La]` int32."""
+    """One group before padding: *prompt* `[Lp]`, *is_picture* `[Lp]` bool, *positions* `[3, Lp]` int64, *answers* G arrays
+    `[La]` int32.
+    """
 
     prompt: torch.Tensor
+    is_picture: torch.Tensor
     positions: torch.Tensor
     answers: tuple[np.ndarray, ...]
     pictures: EncodedPair
@@ -37,8 +40,8 @@ class Batch:
     """The model's inputs of one pass.
 
     *input_ids* `[B, L]`; *attention_mask* `[B, 1, L, L]`, 0 or the lowest number, added to the scores; *position_ids*
-    `[3, B, L]` (time, height, width); *predictors* `[M]`, the flat places (in `[B * L]`) whose output predicts an
-    answer token; *targets* `[M]`, those tokens.
+    `[3, B, L]` (time, height, width); *picture_places* `[K]`, the flat places (in `[B * L]`) that the pictures fill;
+    *predictors* `[M]`, the flat places whose output predicts an answer token; *targets* `[M]`, those tokens.
     """
 
     input_ids: torch.Tensor
@@ -46,6 +49,7 @@ class Batch:
     position_ids: torch.Tensor
     pixel_values: torch.Tensor
     image_grid_thw: torch.Tensor
+    picture_places: torch.Tensor
     predictors: torch.Tensor
     targets: torch.Tensor
 
@@ -70,10 +74,10 @@ def row_length(group: SampleGroup) -> int:
 
 def build_row(group: SampleGroup, pictures: EncodedPair, image_token_id: int, get_rope_index: RopeIndex) -> Row:
     prompt = torch.from_numpy(shared_prompt(group).astype(np.int64))
-    is_image = (prompt == image_token_id).int()
-    positions, _ = get_rope_index(prompt[None], is_image[None], image_grid_thw=pictures.grid_thw)
+    is_picture = prompt == image_token_id
+    positions, _ = get_rope_index(prompt[None], is_picture.int()[None], image_grid_thw=pictures.grid_thw)
     answers = tuple(sample.trace.token_ids for sample in group.samples)
-    return Row(prompt=prompt, positions=positions[:, 0], answers=answers, pictures=pictures)
+    return Row(prompt=prompt, is_picture=is_picture, positions=positions[:, 0], answers=answers, pictures=pictures)
 
 
 def collate_shared(rows: Sequence[Row], dtype: torch.dtype) -> Batch:
@@ -83,12 +87,13 @@ def collate_shared(rows: Sequence[Row], dtype: torch.dtype) -> Batch:
     position_ids = torch.zeros(3, len(rows), longest, dtype=torch.int64)
     # 0 the prompt, 1..G the answers, -1 padding. Padding sees the prompt and itself, so that no softmax is empty.
     segments = torch.full((len(rows), longest), -1, dtype=torch.int64)
-    predictors, targets = [], []
+    picture_places, predictors, targets = [], [], []
     for index, row in enumerate(rows):
         prompt_length = len(row.prompt)
         input_ids[index, :prompt_length] = row.prompt
         position_ids[:, index, :prompt_length] = row.positions
         segments[index, :prompt_length] = 0
+        picture_places.append(index * longest + row.is_picture.nonzero()[:, 0])
         next_position = int(row.positions.max()) + 1
         start = prompt_length
         for number, answer in enumerate(row.answers, 1):
@@ -111,6 +116,7 @@ def collate_shared(rows: Sequence[Row], dtype: torch.dtype) -> Batch:
         position_ids=position_ids,
         pixel_values=torch.cat([row.pictures.pixel_values for row in rows]),
         image_grid_thw=torch.cat([row.pictures.grid_thw for row in rows]),
+        picture_places=torch.cat(picture_places),
         predictors=torch.cat(predictors),
         targets=torch.cat(targets),
     )
@@ -124,14 +130,17 @@ def collate_per_sample(rows: Sequence[Row], dtype: torch.dtype) -> Batch:
 def answer_logprobs(model: Any, batch: Batch, temperature: float) -> torch.Tensor:
     """`[M]` float32, nats, of each answer token under *model* (an image-text-to-text model) at *temperature*.
 
-    Logits are made only where an answer token is predicted.
+    Logits are made only where an answer token is predicted. The pictures go to the prompt's places and nowhere else: a
+    policy may sample the picture placeholder too, which is then a token like any other, as it is to the engine.
     """
-    output = model.model(
-        input_ids=batch.input_ids,
+    inner = model.model
+    pictures = torch.cat(inner.get_image_features(batch.pixel_values, batch.image_grid_thw).pooler_output)
+    words = model.get_input_embeddings()(batch.input_ids)
+    embeddings = words.flatten(0, 1).index_copy(0, batch.picture_places, pictures.to(words.dtype)).view_as(words)
+    output = inner.language_model(
+        inputs_embeds=embeddings,
         attention_mask=batch.attention_mask,
         position_ids=batch.position_ids,
-        pixel_values=batch.pixel_values,
-        image_grid_thw=batch.image_grid_thw,
         use_cache=False,
     )
     hidden = output.last_hidden_state.flatten(0, 1)[batch.predictors]

@@ -1,7 +1,7 @@
 """What a person sees of a run: a live line on a terminal, one line a step elsewhere, and the metrics side by side."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -68,4 +68,17 @@ def metrics_table(columns: Mapping[str, MetricsReport]) -> Table:
         table.add_column(name, justify="right")
     for name, values in table_rows(columns):
         table.add_row(name, *("-" if value is None else f"{value:.3f}".rstrip("0").rstrip(".") for value in values))
+    return table
+
+
+def reward_table(rows: Sequence[Mapping[str, float]], window: int = 10) -> Table:
+    """Mean reward and each of its parts over the first and the last *window* steps."""
+    window = min(window, len(rows))
+    table = Table(title="Reward of a sampled answer, mean over steps")
+    for column in ("part", f"first {window}", f"last {window}", "change"):
+        table.add_column(column, justify="left" if column == "part" else "right")
+    for key in (key for key in rows[0] if key == "reward" or key.startswith("reward/")):
+        first, last = (sum(row[key] for row in part) / window for part in (rows[:window], rows[-window:]))
+        name = key.removeprefix("reward/") if "/" in key else "total"
+        table.add_row(name, f"{first:+.3f}", f"{last:+.3f}", f"{last - first:+.3f}")
     return table

@@ -62,5 +62,10 @@ class MetricsFile:
         self._file.close()
 
 
+def read_rows(path: Path) -> list[dict[str, float]]:
+    """The rows that a MetricsFile wrote, one a step."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def _mean(values: Iterable[float]) -> float:
     return float(np.mean([float(value) for value in values]))

@@ -15,10 +15,10 @@ from rich.console import Console
 
 from orchestrator.cluster import connected, start_roles
 from orchestrator.config import ConfigError, RunConfig
-from orchestrator.display import counting, metrics_table, step_line
+from orchestrator.display import counting, metrics_table, reward_table, step_line
 from orchestrator.evaluate import evaluate
 from orchestrator.loop import Run, StepTimes, train
-from orchestrator.metrics import MetricsFile, step_row
+from orchestrator.metrics import MetricsFile, read_rows, step_row
 from orchestrator.ray_roles import RayMetrics
 from orchestrator.window import Window
 from tvr.dataset import PromptOrder, ensure, load
@@ -73,6 +73,7 @@ async def run_training(config: RunConfig, out: Path, console: Console) -> None:
     if reports:
         (out / "evaluation.json").write_text(json.dumps({k: asdict(v) for k, v in reports.items()}, indent=2) + "\n")
         console.print(metrics_table(reports))
+    console.print(reward_table(read_rows(out / "metrics.jsonl")))
     console.print(f"run directory: {out}", highlight=False, soft_wrap=True)
 
 

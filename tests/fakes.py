@@ -26,9 +26,7 @@ SCENE: Scene = (
     SceneObject(color="red", shape="cube", size="large", material="metal", position=(-1.0, 0.0)),
     SceneObject(color="blue", shape="sphere", size="small", material="glass", position=(1.0, 0.0)),
 )
-GOLD = Gold(
-    setting="basic", scene=SCENE, transformations=(Transformation(index=0, attribute="color", value="blue"),)
-)
+GOLD = Gold(setting="basic", scene=SCENE, transformations=(Transformation(index=0, attribute="color", value="blue"),))
 TRUE_REPLY = "<think> 0 turned blue </think> <answer> 0.color.blue </answer>"
 
 

@@ -1,6 +1,7 @@
 """Shared rows against the reference layout and against transformers' own forward pass."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,22 @@ def test_all_layouts_give_the_same_logprobs_and_gradients(
         np.testing.assert_allclose(shared[0], other[0], atol=1e-5, rtol=0)
         np.testing.assert_allclose(shared[1], other[1], atol=1e-5, rtol=0)
     assert np.abs(plain[1]).max() > 0.01, "gradients too small for the comparison to mean anything"
+
+
+def test_a_sampled_picture_placeholder_is_a_token_like_any_other(
+    policy: Any, encoder: PairEncoder, make_group: Callable[..., Any]
+) -> None:
+    group = make_group(0, [4, 3]).group
+    first, second = group.samples
+    odd = replace(first, trace=replace(first.trace, token_ids=np.array([9, encoder.image_token_id, 9, 9], np.int32)))
+    rows = build_rows(policy, encoder, [replace(group, samples=(odd, second))])
+    plain_rows = build_rows(policy, encoder, [group])
+    with torch.no_grad():
+        shared = answer_logprobs(policy, collate_shared(rows, torch.float32), TEMPERATURE)
+        per_sample = answer_logprobs(policy, collate_per_sample(rows, torch.float32), TEMPERATURE)
+        sibling = answer_logprobs(policy, collate_shared(plain_rows, torch.float32), TEMPERATURE)[4:]
+    np.testing.assert_allclose(shared, per_sample, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(shared[4:], sibling, atol=1e-5, rtol=0)
 
 
 def test_a_row_holds_prompt_and_pictures_once(

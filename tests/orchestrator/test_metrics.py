@@ -1,0 +1,62 @@
+"""The row of a step, by hand."""
+
+import pytest
+from rich.console import Console
+
+from orchestrator.display import metrics_table, reward_table, step_line
+from orchestrator.loop import StepTimes
+from orchestrator.metrics import MetricsFile, read_rows, step_row
+from tests.fakes import GOLD, make_group, make_prompt, make_scored
+from tvr.answer import parse
+from tvr.metrics import judge, summarise
+from tvr.records import PolicyVersion, StepReport
+
+REPORT = StepReport(version=PolicyVersion(3), loss=0.5, grad_norm=2.0, tokens=12, stats={"ratio": 1.0})
+TIMES = StepTimes(wait_s=1.0, learn_s=2.0, publish_s=0.5)
+
+
+def test_a_row_by_hand(tmp_path):
+    # Learned at version 2: the first group, of version 2, is 0 old; the second, of version 1, is 1 old.
+    fresh = make_scored(make_group(make_prompt("0/basic/center"), version=2, num_samples=3), [6.0, 0.0, 0.0])
+    stale = make_scored(make_group(make_prompt("1/basic/center"), version=1, num_samples=3), [1.0, 1.0, 1.0])
+    row = step_row(REPORT, (fresh, stale), TIMES, step_s=4.0, elapsed_s=20.0)
+    assert row["reward"] == pytest.approx((6 + 0 + 0 + 1 + 1 + 1) / 6)
+    assert row["reward/all"] == row["reward"]
+    assert (row["staleness"], row["staleness_max"]) == (0.5, 1.0)
+    assert row["with_signal"] == 0.5  # the second group's rewards are equal
+    assert row["reward_std"] == pytest.approx((8**0.5 + 0) / 2)  # 6, 0, 0: variance (16 + 4 + 4) / 3 = 8
+    assert row["answer_tokens"] == 12.0  # 6 samples of 2 tokens
+    assert (row["tokens_per_s"], row["samples_per_s"]) == (3.0, 1.5)
+    assert (row["well_formed"], row["cut_off"], row["ratio"]) == (1.0, 0.0, 1.0)
+
+    file = MetricsFile(tmp_path / "metrics.jsonl")
+    file.write(row)
+    file.close()
+    (read,) = read_rows(tmp_path / "metrics.jsonl")
+    assert read == pytest.approx(row, abs=1e-6)
+    assert "step   3/10  version   3  reward +1.50" in step_line(read, steps=10)
+    assert "left 0:47" in step_line(read, steps=10)  # 20 s for 3 steps, 7 to go: 46.7 s
+
+
+def cells(table) -> dict[str, list[str]]:
+    """What the table shows, by its first column."""
+    console = Console(width=100)
+    with console.capture() as capture:
+        console.print(table)
+    lines = [line.split("│")[1:-1] for line in capture.get().splitlines() if "│" in line]
+    return {line[0].strip(): [cell.strip() for cell in line[1:]] for line in lines}
+
+
+def test_the_reward_table_compares_the_first_and_the_last_steps():
+    rows = [{"reward": float(step), "reward/format": 0.5, "loss": 9.0} for step in range(20)]
+    assert cells(reward_table(rows, window=2)) == {
+        "total": ["+0.500", "+18.500", "+18.000"],  # (0 + 1) / 2, (18 + 19) / 2
+        "format": ["+0.500", "+0.500", "+0.000"],
+    }
+
+
+def test_the_metrics_table_shows_a_missing_setting_as_a_dash():
+    answer = parse("<think></think><answer>0.color.blue</answer>")
+    shown = cells(metrics_table({"now": summarise([judge(answer, GOLD, view="center", num_tokens=9)])}))
+    assert shown["Basic/Acc"] == ["1"]
+    assert shown["Event/Acc"] == ["-"]
