@@ -24,8 +24,8 @@ RopeIndex = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """One group before padding: *prompt* `[Lp]`, *is_picture* `[Lp]` bool, *positions* `[3, Lp]` int64, *answers* G arrays
-    `[La]` int32.
+    """One group before padding: *prompt* `[Lp]`, *is_picture* `[Lp]` bool, *positions* `[3, Lp]` int64, *answers* G
+    arrays `[La]` int32.
     """
 
     prompt: torch.Tensor
