@@ -1,8 +1,8 @@
 """The same command as the entrypoint of a Ray job: a head is started, the job submitted, its logs and metrics read."""
 
+import contextlib
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -10,6 +10,7 @@ import time
 import urllib.request
 from pathlib import Path
 
+import psutil
 import pytest
 
 pytestmark = pytest.mark.slow
@@ -42,13 +43,21 @@ def head(tmp_path):
     command = [BIN / "ray", "start", "--head", "--block", f"--port={gcs}", f"--dashboard-port={dashboard}"]
     command += [f"--metrics-export-port={metrics}", "--num-cpus=4", "--disable-usage-stats"]
     with (tmp_path / "head.log").open("w") as log:
-        process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
     try:
         wait_for(lambda: read(f"http://127.0.0.1:{dashboard}/api/version"), 90, "the dashboard")
         yield env, f"http://127.0.0.1:{dashboard}", f"http://127.0.0.1:{metrics}/metrics"
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(30)
+        stop_all(process.pid)
+
+
+def stop_all(pid: int) -> None:
+    """End a process and all its descendants; `ray stop` would end every Ray process on the machine."""
+    family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    for member in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
+    psutil.wait_procs(family, timeout=10)
 
 
 def wait_for(condition, seconds: float, what: str):
