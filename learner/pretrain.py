@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import random
+import shutil
 import time
 import tomllib
 from pathlib import Path
@@ -85,7 +86,7 @@ def load_pretrain_config(path: Path) -> PretrainConfig:
 
 
 def pretrain(config: PretrainConfig) -> Path:
-    """Run or resume; returns the model folder, written in bfloat16."""
+    """Run or resume; returns the model folder: bfloat16 weights, processor, recipe and curve."""
     torch.set_num_threads(config.threads)
     config.out.mkdir(parents=True, exist_ok=True)
     states = config.states
@@ -112,6 +113,8 @@ def pretrain(config: PretrainConfig) -> Path:
     folder = config.out / "model"
     model.to(torch.bfloat16).save_pretrained(folder)
     processor.save_pretrained(folder)
+    (folder / "recipe.json").write_text(config.model_dump_json(indent=2) + "\n")
+    shutil.copy(config.out / "curve.jsonl", folder)
     return folder
 
 

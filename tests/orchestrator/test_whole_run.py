@@ -9,15 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from orchestrator.cluster import connected, start_roles
+from orchestrator.cluster import connected
 from orchestrator.config import RunConfig, load_run_config
-from orchestrator.publish import publish
+from tests.parity import gaps_around_a_publish
 from tvr.dataset import ensure, load
-from tvr.records import PolicyVersion, ScoredGroup
 
 pytestmark = pytest.mark.slow
 TINY = Path("deploy/runs/tiny_cpu.toml")
@@ -83,31 +81,5 @@ def test_learner_and_engine_agree_on_every_token_before_and_after_a_publish(data
     config = load_run_config(TINY, [*SMALL, f"data.path={data}", "loop.steps=1", "learner.learning_rate=1e-3"])
     prompts = load(data, "train")[:4]
     with connected(config):
-        gaps = asyncio.run(_gaps_before_and_after_a_publish(config, prompts))
+        gaps = asyncio.run(gaps_around_a_publish(config, prompts))
     assert max(gaps) < 1e-4, gaps
-
-
-async def _gaps_before_and_after_a_publish(config, prompts) -> list[float]:
-    """Largest |learner - engine| log-prob at versions 0 and 1, two pictures in the prompt, float32."""
-    rollouts, scorer, learner = await start_roles(config)
-    gaps = []
-    for version in (0, 1):
-        groups = await asyncio.gather(*(rollouts.sample(prompt, seed=version) for prompt in prompts))
-        assert {group.oldest_version for group in groups} == {version}
-        learned = (await learner.logprobs(tuple(groups)))[0]
-        gaps.append(
-            max(
-                float(np.abs(ours - sample.trace.logprobs).max())
-                for group, rows in zip(groups, learned, strict=True)
-                for sample, ours in zip(group.samples, rows, strict=True)
-            )
-        )
-        if version == 0:
-            scored: tuple[ScoredGroup, ...] = tuple([await scorer.score(group) for group in groups])
-            report = await learner.step(scored)
-            assert report.version == PolicyVersion(1)
-            assert report.grad_norm > 0
-            await publish(report.version, learner, rollouts)
-    await rollouts.stop()
-    assert ray.is_initialized()
-    return gaps
