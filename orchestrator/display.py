@@ -5,7 +5,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from tvr.metrics import MetricsReport, table_rows
@@ -14,17 +22,19 @@ PLAIN_EVERY_S = 5.0
 
 
 class Counter:
-    """Shows *done* of *total* for one piece of long work; off a terminal, a line every few seconds."""
+    """Shows *done* of *total* for one long piece of work, from its first call; off a terminal, a line every few seconds."""
 
     def __init__(self, console: Console, what: str, progress: Progress | None) -> None:
         self._console = console
         self._what = what
         self._progress = progress
-        self._task = progress.add_task(what, total=None, note="") if progress else None
+        self._task: TaskID | None = None
         self._said = time.monotonic()
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
-        if self._progress is not None and self._task is not None:
+        if self._progress is not None:
+            if self._task is None:
+                self._task = self._progress.add_task(self._what, total=total, note=note)
             self._progress.update(self._task, completed=done, total=total, note=note)
         elif time.monotonic() - self._said > PLAIN_EVERY_S or done == total:
             self._said = time.monotonic()
@@ -60,6 +70,14 @@ def step_line(row: dict[str, float], steps: int) -> str:
     )
 
 
+def live_note(row: dict[str, float]) -> str:
+    """What stands beside the bar, which itself counts the steps and the time left."""
+    return (
+        f"version {row['version']:.0f}  reward {row['reward']:+.2f}  staleness {row['staleness']:.1f}  "
+        f"{row['tokens_per_s']:,.0f} tokens/s"
+    )
+
+
 def metrics_table(columns: Mapping[str, MetricsReport]) -> Table:
     """The 11 metrics and their breakdowns, one column a report."""
     table = Table(title="Greedy answers on held-out pairs")
@@ -74,7 +92,7 @@ def metrics_table(columns: Mapping[str, MetricsReport]) -> Table:
 def reward_table(rows: Sequence[Mapping[str, float]], window: int = 10) -> Table:
     """Mean reward and each of its parts over the first and the last *window* steps."""
     window = min(window, len(rows))
-    table = Table(title="Reward of a sampled answer, mean over steps")
+    table = Table(title="Reward of sampled answers")
     for column in ("part", f"first {window}", f"last {window}", "change"):
         table.add_column(column, justify="left" if column == "part" else "right")
     for key in (key for key in rows[0] if key == "reward" or key.startswith("reward/")):

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from orchestrator.cluster import connected, start_roles
 from orchestrator.config import ConfigError, RunConfig
-from orchestrator.display import counting, metrics_table, reward_table, step_line
+from orchestrator.display import counting, live_note, metrics_table, reward_table, step_line
 from orchestrator.evaluate import evaluate
 from orchestrator.loop import Run, StepTimes, train
 from orchestrator.metrics import MetricsFile, read_rows, step_row
@@ -97,6 +97,8 @@ class Recorder:
 
     def __enter__(self) -> "Recorder":
         self._counter = self._counting.__enter__()
+        if self._console.is_terminal:
+            self._counter(0, self._steps)
         self._began = self._last = time.monotonic()
         return self
 
@@ -110,8 +112,7 @@ class Recorder:
         self._last = now
         self._file.write(row)
         self._page.publish(row)
-        line = step_line(row, self._steps)
         if self._console.is_terminal:
-            self._counter(int(row["step"]), self._steps, line)
+            self._counter(int(row["step"]), self._steps, live_note(row))
         else:
-            self._console.print(line, highlight=False, soft_wrap=True)
+            self._console.print(step_line(row, self._steps), highlight=False, soft_wrap=True)
