@@ -22,7 +22,7 @@ PLAIN_EVERY_S = 5.0
 
 
 class Counter:
-    """Shows *done* of *total* for one long piece of work, from its first call; off a terminal, a line every few seconds."""
+    """Shows *done* of *total* from its first call on; off a terminal, a line every few seconds."""
 
     def __init__(self, console: Console, what: str, progress: Progress | None) -> None:
         self._console = console
