@@ -1,9 +1,8 @@
 """Supervised pretraining of a tiny policy on rendered scenes: to see, and to keep the reply format.
 
 Two kinds of examples, mixed by phase. *name*: one picture, the reply lists its objects. *pair*: the real prompt, the
-reply lists every object's final state by its index and then answers with the changes. Most pairs differ in many cells:
-with one or two changes among a dozen cells, copying the list in the prompt is almost right, and nothing would make it
-look.
+reply compares the objects one by one and then answers with the changes. Most pairs differ in many cells: with one or
+two changes among a dozen cells, copying the list in the prompt is almost right, and nothing would make it look.
 
 The run is resumable: batches depend on (seed, step) alone, and a checkpoint holds model, optimiser and step.
 """
@@ -179,7 +178,7 @@ class ExampleSource:
         first, last = states[before][0], rng.choice(states[after])  # a state's first picture is from the centre
         old, new = self.pictures[first].scene, self.pictures[last].scene
         prompt = self._prompt(list(build_messages(old)))
-        return prompt, format_answer(difference(old, new), list_objects(new)), [first, last]
+        return prompt, format_answer(difference(old, new), compare_objects(old, new)), [first, last]
 
     def _prompt(self, messages: list[dict[str, Any]]) -> str:
         text = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
@@ -190,11 +189,25 @@ class ExampleSource:
 
 
 def list_objects(scene: Scene) -> str:
-    """The reasoning that is taught: what each object looks like now.
+    """What stands in one picture. A tiny policy has no words to spare, so it goes without punctuation.
 
-    A tiny policy has no words to spare, so it goes without punctuation.
+    >>> list_objects((SceneObject(color="red", shape="cube", size="large", material="metal"),))
+    '0 large red metal cube'
     """
     return " ".join(f"{index} {item}" for index, item in enumerate(scene))
+
+
+def compare_objects(before: Scene, after: Scene) -> str:
+    """The reasoning that is taught: object by object, each value before and after, side by side.
+
+    Side by side: three layers learn to compare neighbours; they did not learn to compare with the prompt's list.
+
+    >>> red = SceneObject(color="red", shape="cube", size="large", material="metal")
+    >>> compare_objects((red,), (replace(red, color="blue"),))
+    '0 large large red blue metal metal cube cube'
+    """
+    pairs = (zip(str(old).split(), str(new).split(), strict=True) for old, new in zip(before, after, strict=True))
+    return " ".join(f"{index} {' '.join(f'{old} {new}' for old, new in pair)}" for index, pair in enumerate(pairs))
 
 
 def _encode_pictures(pictures: list[StatePicture], processor: Any) -> tuple[torch.Tensor, torch.Tensor]:
