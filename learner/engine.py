@@ -1,5 +1,6 @@
 """One rank's DeepSpeed engine: the model, its optimiser and the process group. The only file that imports deepspeed.
 
+Not yet run on a GPU.
 Every method is a collective: all ranks call it, in the same order and equally often.
 """
 

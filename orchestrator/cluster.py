@@ -79,7 +79,7 @@ def _has_gpus() -> bool:
 
 
 def _actor(worker: type, num_devices: int) -> Any:
-    """An actor class of *worker* with *num_devices* GPUs, or one CPU where the cluster has no GPU."""
+    """An actor class of *worker* with *num_devices* GPUs (not yet run on a GPU), or one CPU where there is no GPU."""
     if _has_gpus():
         return ray.remote(num_gpus=num_devices, runtime_env={"env_vars": ENV})(worker)
     return ray.remote(num_cpus=1, runtime_env={"env_vars": {**ENV, **CPU_ENV}})(worker)

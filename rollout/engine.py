@@ -2,7 +2,7 @@
 
 The only file that imports vllm to generate, and only when an engine is started. Always: what it returns was sampled
 under the versions that its spans name, with log-probs of the policy at the run's temperature; anything that did not end
-by the end token or by length is an error, never a sample. Written for vLLM 0.32.
+by the end token or by length is an error, never a sample. Written for vLLM 0.32; not yet run on a GPU.
 """
 
 import asyncio
