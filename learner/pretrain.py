@@ -1,8 +1,9 @@
 """Supervised pretraining of a tiny policy on rendered scenes: to see, and to keep the reply format.
 
-Two kinds of examples, mixed by phase. *name*: one picture, the reply lists its objects. *pair*: the real prompt, the
-reply compares the objects one by one and then answers with the changes. Most pairs differ in many cells: with one or
-two changes among a dozen cells, copying the list in the prompt is almost right, and nothing would make it look.
+Three kinds of examples, mixed by phase. *name*: one picture, the reply lists its objects. *pair*: the real prompt, the
+reply compares the objects one by one and then answers with the changes. *compare*: the same without pictures, which
+costs next to nothing: the reasoning is given, and the answer is learnt from it. Most pairs differ in many cells: with
+one or two changes among a dozen cells, copying the list in the prompt is almost right, and nothing would make it look.
 
 The run is resumable: batches depend on (seed, step) alone, and a checkpoint holds model, optimiser and step.
 """
@@ -62,7 +63,8 @@ class PhaseConfig(BaseModel):
         "plateaus, such as telling shapes apart, that AdamW stays on."
     )
     learning_rate: float = Field(gt=0, description="Peak; 2 % warm-up, then a cosine to a tenth.")
-    name_share: float = Field(ge=0, le=1, description="Share of name examples; the rest are pairs.")
+    name_share: float = Field(ge=0, le=1, description="Share of name examples.")
+    compare_share: float = Field(ge=0, le=1, description="Share of compare examples; what is left are pairs.")
     nearby_share: float = Field(ge=0, le=1, description="Share of the pairs that differ in one or two cells only.")
 
 
@@ -141,10 +143,12 @@ class ExampleSource:
         rows, picture_ids = [], []
         for _ in range(phase.batch):
             states = self.scenes[rng.choice(scene_ids)]
-            if rng.random() < phase.name_share:
+            kind = rng.random()
+            if kind < phase.name_share:
                 prompt, reply, used = self._name_example(rng, states)
             else:
-                prompt, reply, used = self._pair_example(rng, states, phase.nearby_share)
+                without_pictures = kind < phase.name_share + phase.compare_share
+                prompt, reply, used = self._pair_example(rng, states, phase.nearby_share, without_pictures)
             rows.append((self._tokens(prompt), self._tokens(reply + self.processor.tokenizer.eos_token)))
             picture_ids += used
         length = max(len(prompt) + len(reply) for prompt, reply in rows)
@@ -154,13 +158,15 @@ class ExampleSource:
             end = len(asked) + len(wanted)
             input_ids[row, :end] = torch.tensor(asked + wanted)
             labels[row, len(asked) : end] = torch.tensor(wanted)
-        return {
+        batch = {
             "input_ids": input_ids,
             "labels": labels,
             "mm_token_type_ids": (input_ids == self.image_token_id).int(),
-            "pixel_values": self.patches[picture_ids].flatten(0, 1).float(),
-            "image_grid_thw": self.grid.expand(len(picture_ids), 3),
         }
+        if picture_ids:
+            batch["pixel_values"] = self.patches[picture_ids].flatten(0, 1).float()
+            batch["image_grid_thw"] = self.grid.expand(len(picture_ids), 3)
+        return batch
 
     def _name_example(self, rng: random.Random, states: dict[int, list[int]]) -> tuple[str, str, list[int]]:
         index = rng.choice(rng.choice(list(states.values())))
@@ -169,16 +175,22 @@ class ExampleSource:
         return self._prompt([{"role": "user", "content": content}]), format_answer((), list_objects(scene)), [index]
 
     def _pair_example(
-        self, rng: random.Random, states: dict[int, list[int]], nearby_share: float
+        self, rng: random.Random, states: dict[int, list[int]], nearby_share: float, without_pictures: bool
     ) -> tuple[str, str, list[int]]:
+        """Prompt, reply and pictures of a pair; without pictures the reasoning is given and only the answer learnt."""
         if rng.random() < nearby_share:
             before, after = rng.choice(NEARBY)
         else:
             before, after = rng.sample(sorted(states), 2)
         first, last = states[before][0], rng.choice(states[after])  # a state's first picture is from the centre
         old, new = self.pictures[first].scene, self.pictures[last].scene
-        prompt = self._prompt(list(build_messages(old)))
-        return prompt, format_answer(difference(old, new), compare_objects(old, new)), [first, last]
+        reply = format_answer(difference(old, new), compare_objects(old, new))
+        if not without_pictures:
+            return self._prompt(list(build_messages(old))), reply, [first, last]
+        (_, user) = build_messages(old)
+        words = [part for part in user["content"] if part["type"] == "text"]
+        reasoning, tag, answer = reply.partition("<answer>")
+        return self._prompt([{"role": "user", "content": words}]) + reasoning, tag + answer, []
 
     def _prompt(self, messages: list[dict[str, Any]]) -> str:
         text = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -11,10 +12,20 @@ from learner.pretrain import ExampleSource, PhaseConfig, PretrainConfig, StatesC
 from learner.tiny_policy import build_processor
 from tvr.scene_states import load_states, make_states
 
-PHASES = [
-    PhaseConfig(steps=2, batch=4, optimizer="adamw", learning_rate=1e-3, name_share=1.0, nearby_share=0.0),
-    PhaseConfig(steps=2, batch=4, optimizer="muon", learning_rate=1e-3, name_share=0.0, nearby_share=0.5),
-]
+
+def phase(optimizer: Literal["adamw", "muon"], name_share: float, compare_share: float) -> PhaseConfig:
+    return PhaseConfig(
+        steps=2,
+        batch=4,
+        optimizer=optimizer,
+        learning_rate=1e-3,
+        name_share=name_share,
+        compare_share=compare_share,
+        nearby_share=0.5,
+    )
+
+
+PHASES = [phase("adamw", 1.0, 0.0), phase("muon", 0.0, 0.0)]
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +77,16 @@ def test_labels_are_the_reply_and_nothing_else(states):
         assert reply.endswith("</answer> <|im_end|>")
         assert torch.equal(ids[labels >= 0], labels[labels >= 0])
     assert len(batch["pixel_values"]) == 2 * len(batch["input_ids"]) * source.patches.shape[1]
+
+
+def test_a_comparison_without_pictures_teaches_the_answer_alone(states):
+    source = ExampleSource(load_states(states.folder), build_processor(), seed=0)
+    batch = source.batch(phase("muon", 0.0, 1.0), "key", source.training)
+    assert "pixel_values" not in batch
+    tokenizer = source.processor.tokenizer
+    for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):
+        assert tokenizer.decode(labels[labels >= 0]).startswith("<answer>")
+        assert "<think> 0 " in tokenizer.decode(ids)
 
 
 def test_held_out_scenes_are_not_trained_on(states):
