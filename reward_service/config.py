@@ -23,7 +23,7 @@ class RewardConfig(BaseModel):
     timeout_s: float = Field(
         default=60.0,
         gt=0,
-        description="Seconds a worker may take for one group; longer ends the run with a ScoringFailure, never a score.",
+        description="Seconds a worker may take for one group; longer ends the run, and is never a score.",
     )
     rule: Annotated[str, AfterValidator(_check_rule)] = Field(
         default="star_r1",

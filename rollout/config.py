@@ -28,7 +28,7 @@ class RolloutConfig(BaseModel):
         1.0, gt=0, description="Logits are divided by it; log-probs are those after the division. Larger explores more."
     )
     timeout_s: float = Field(
-        600.0, gt=0, description="Seconds a call to a worker may take; longer ends the run. Larger notices a hung worker later."
+        600.0, gt=0, description="Seconds a call to a worker may take; longer ends the run, so a hung one is noticed."
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "bfloat16", description="Type of the weights and of the arithmetic. float32 agrees with the learner to 1e-5."
