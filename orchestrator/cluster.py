@@ -13,7 +13,7 @@ from typing import Any
 import ray
 
 from learner.actor import LearnerRank
-from orchestrator.config import RunConfig
+from orchestrator.config import ConfigError, RunConfig
 from orchestrator.ray_roles import RayLearner, RayRollouts, RayScorer
 from reward_service.actor import RewardWorker
 from rollout.actor import RolloutWorker
@@ -46,7 +46,7 @@ def connected(config: RunConfig) -> Iterator[None]:
 
 
 async def start_roles(config: RunConfig) -> tuple[RayRollouts, RayScorer, RayLearner]:
-    """Place all workers and wait until they are ready. Raises TimeoutError that says what the cluster lacks."""
+    """Place all workers and wait until they are ready. Raises ConfigError if the cluster is too small for them."""
     _check_room(config)
     model = str(config.model.resolve())
     rollouts = RayRollouts(
@@ -91,7 +91,7 @@ def _check_room(config: RunConfig) -> None:
     wanted = config.rollout.workers * per_rollout + config.learner.ranks
     present = ray.cluster_resources().get(kind, 0)
     if wanted > present:
-        raise ValueError(
+        raise ConfigError(
             f"the run needs {wanted} {kind}s (rollout.workers {config.rollout.workers}, learner.ranks "
             f"{config.learner.ranks}) and the cluster has {present:g}; add nodes or lower these numbers"
         )

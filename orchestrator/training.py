@@ -30,9 +30,13 @@ logger = logging.getLogger(__name__)
 
 async def run_training(config: RunConfig, out: Path, console: Console) -> None:
     """Render if needed, start the workers, evaluate, train, evaluate, save."""
-    begin_run_directory(config, out)
-    with counting(console, "rendering pairs") as counter:
-        data = ensure(config.data, counter)
+    if (out / "config.toml").exists():
+        raise ConfigError(f"--out {out}: holds a run already; remove it or name another folder")
+    try:
+        with counting(console, "rendering pairs") as counter:
+            data = ensure(config.data, counter)
+    except ValueError as error:
+        raise ConfigError(f"data: {error}") from error
     prompts = PromptOrder(load(data, "train"), config.seed)
     held_out = load(data, "test")[: config.evaluation.max_samples]
     with connected(config):
@@ -48,6 +52,7 @@ async def run_training(config: RunConfig, out: Path, console: Console) -> None:
                 return {when: await evaluate(rollouts, held_out, lambda done: counter(done, len(held_out)))}
 
         reports = await judged("before")
+        begin_run_directory(config, out)
         recorder = Recorder(out, config.loop.steps, console)
         run = Run(
             rollouts=rollouts,
@@ -78,9 +83,7 @@ async def run_training(config: RunConfig, out: Path, console: Console) -> None:
 
 
 def begin_run_directory(config: RunConfig, out: Path) -> None:
-    """Make *out* and write the resolved config. Raises ConfigError if another run is in it."""
-    if (out / "config.toml").exists():
-        raise ConfigError(f"--out {out}: holds a run already; remove it or name another folder")
+    """Make *out* and write the resolved config."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "config.toml").write_text(tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)))
 

@@ -63,6 +63,18 @@ def test_a_wrong_key_ends_with_status_2_and_no_traceback():
     assert "Traceback" not in ended.stderr
 
 
+def test_another_recipe_than_the_data_set_has_ends_with_status_2_and_leaves_nothing_behind(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "recipe.json").write_text('{"seed": 7}')
+    command = [sys.executable, "-m", "orchestrator.cli", "train", str(TINY), "--out", str(tmp_path / "run")]
+    ended = subprocess.run([*command, "--set", f"data.path={tmp_path}/data"], capture_output=True, text=True)
+    assert ended.returncode == 2, ended.stderr
+    assert "was rendered with" in ended.stderr
+    assert "seed = 7" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("command", [["train"], ["data"], ["data", "make"], ["tiny-policy"], ["pretrain"], []])
 def test_every_command_has_help_with_an_example(command, capsys):
     with pytest.raises(SystemExit) as ended:
