@@ -80,9 +80,6 @@ class RayRollouts:
         what = f"loading of version {version}"
         await _each(self._pool.actors, self._config.timeout_s, what, "receive", version, *weights)
 
-    async def stats(self) -> list[dict[str, float]]:
-        return await _each(self._pool.actors, self._config.timeout_s, "reading of statistics", "stats")
-
     async def stop(self) -> None:
         await _each(self._pool.actors, self._config.timeout_s, "stop of a rollout worker", "shutdown")
 

@@ -36,11 +36,6 @@ class Window:
         """Slots in use."""
         return self._admitted - self._released
 
-    @property
-    def num_ready(self) -> int:
-        """Groups scored and not yet taken."""
-        return len(self._ready)
-
     async def admit(self) -> Ticket | None:
         """Wait for a free slot and hold it; None when the run needs no more groups."""
         async with self._changed:
