@@ -34,15 +34,16 @@ INACTION_PENALTY = -1.0
 def star_r1(reply: str, gold: Gold, config: RewardConfig) -> dict[str, float]:
     """STAR-R1's reward: *format*, *value*, *attribute*, *object*, *miss* (wrong predictions) and *inaction*.
 
-    Predictions and true changes are matched one to one, best tier first, in the order written; a repeated triplet
-    matches nothing. Without the attribute tier, a match of object and attribute is one of the object alone.
+    The truth is what can be seen, `gold.changes`. Predictions and true changes are matched one to one, best tier first,
+    in the order written; a repeated triplet matches nothing. Without the attribute tier, a match of object and attribute is one of the object alone.
     """
     answer = parse(reply)
     predicted = answer.triplets if isinstance(answer, Answer) else ()
-    matches = match(predicted, gold.transformations, config)
+    truth = gold.changes
+    matches = match(predicted, truth, config)
     num_right = matches["value"] if config.partial_is_wrong else matches.total()
     num_wrong = len(predicted) - num_right if config.wrong_penalty else 0
-    num_missing = max(0, len(gold.transformations) - len(predicted)) if config.inaction_penalty else 0
+    num_missing = max(0, len(truth) - len(predicted)) if config.inaction_penalty else 0
     return {
         "format": FORMAT_REWARD if isinstance(answer, Answer) else 0.0,
         "value": VALUE_REWARD * matches["value"],
@@ -56,7 +57,7 @@ def star_r1(reply: str, gold: Gold, config: RewardConfig) -> dict[str, float]:
 def naive(reply: str, gold: Gold, config: RewardConfig) -> dict[str, float]:
     """The sparse baseline: *format*, and *exact* only if the triplets are the true ones, each once, in any order."""
     answer = parse(reply)
-    exact = isinstance(answer, Answer) and Counter(answer.triplets) == Counter(gold.transformations)
+    exact = isinstance(answer, Answer) and Counter(answer.triplets) == Counter(gold.changes)
     return {
         "format": FORMAT_REWARD if isinstance(answer, Answer) else 0.0,
         "exact": config.naive_reward if exact else 0.0,

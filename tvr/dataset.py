@@ -10,7 +10,7 @@ import logging
 import os
 import random
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -86,31 +86,50 @@ def make(config: DataConfig, progress: Progress | None = None) -> None:
 
     Each scene is used once, so that the splits share none. Raises FileExistsError when the folder is there.
     """
-    if config.path.exists():
-        raise FileExistsError(f"{config.path} exists; remove it, or give another path")
-    part = config.path.with_name(config.path.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    recipe = json.dumps(config.recipe(), indent=2)
     counts = dict(zip(SPLITS, (config.train, config.test), strict=True))
     done, total = 0, sum(counts.values())
-    splits = {}
-    for split, count in counts.items():
+
+    def counted(rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        nonlocal done
+        for row in rows:
+            yield row
+            done += 1
+            if progress is not None:
+                progress(done, total)
+
+    splits = {split: counted(_render_rows(config, split, count)) for split, count in counts.items()}
+    write_folder(config.path, splits, config.recipe())
+
+
+def write_folder(folder: Path, splits: Mapping[str, Iterable[Mapping[str, Any]]], recipe: Mapping[str, Any]) -> None:
+    """Write the rows of each split (see `FEATURES`) and the *recipe* that they came from; whole or not at all.
+
+    The same rows and recipe give the same bytes. A split without rows is left out. Raises FileExistsError when the
+    folder is there, ValueError when there is no row at all.
+    """
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists; remove it, or give another path")
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    text = json.dumps(recipe, indent=2)
+    written = {}
+    for split, rows in splits.items():
         with ArrowWriter(features=FEATURES, path=str(part / f"{split}.arrow"), writer_batch_size=64) as writer:
-            for row in _render_rows(config, split, count):
+            for row in rows:
                 writer.write(row)
-                done += 1
-                if progress is not None:
-                    progress(done, total)
-            writer.finalize()
-        rows = datasets.Dataset.from_file(str(part / f"{split}.arrow"), split=split)
-        # Given, because the default fingerprint depends on the time, and the folder would not be reproducible.
-        fingerprint = hashlib.sha256(f"{recipe}{split}".encode()).hexdigest()[:16]
-        splits[split] = datasets.Dataset(rows.data, info=rows.info, split=split, fingerprint=fingerprint)
+            count, _ = writer.finalize()
+        if count:
+            stored = datasets.Dataset.from_file(str(part / f"{split}.arrow"), split=split)
+            # Given, because the default fingerprint depends on the time, and the folder would not be reproducible.
+            fingerprint = hashlib.sha256(f"{text}{split}".encode()).hexdigest()[:16]
+            written[split] = datasets.Dataset(stored.data, info=stored.info, split=split, fingerprint=fingerprint)
+    if not written:
+        raise ValueError(f"there is no row to write to {folder}")
     with _no_progress_bars():
-        datasets.DatasetDict(splits).save_to_disk(part / "done")
-    (part / "done" / _RECIPE).write_text(recipe + "\n")
-    os.replace(part / "done", config.path)
+        datasets.DatasetDict(written).save_to_disk(part / "done")
+    (part / "done" / _RECIPE).write_text(text + "\n")
+    os.replace(part / "done", folder)
     shutil.rmtree(part)
 
 
@@ -194,7 +213,7 @@ def _render_rows(config: DataConfig, split: str, count: int) -> Iterator[dict[st
                 "setting": setting,
                 "view": view,
                 "objects": [asdict(item) for item in scene],
-                "transformations": [asdict(change) for change in changes],
+                "transformations": [change._asdict() for change in changes],
             }
         )
         # Each picture has noise of its own: with common noise, equal pixels would give the unchanged objects away.

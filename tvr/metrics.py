@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from tvr.answer import Answer, Malformed
 from tvr.records import Gold
-from tvr.scene import VIEWS, apply, difference
+from tvr.scene import VIEWS, apply, count_differences
 
 METRICS = (
     "Basic/ObjAcc",
@@ -34,14 +34,15 @@ class Judgement:
     *acc*: the state reached is exactly the true final one, by valid triplets only. *diff*: (object, attribute) cells in
     which the two differ, plus 1 for each triplet that is impossible in the scene. *ndiff*: *diff* by the number of true
     changes (by 1 if there are none). *object_acc*, *attribute_acc*, *value_acc*: something was predicted and every
-    triplet has the true index / attribute / attribute and value; None unless exactly one change is true.
+    triplet has the true index / attribute / attribute and value; None unless exactly one change is true. *num_objects*
+    counts those in sight at first. *num_tokens* is None where nobody counted.
     """
 
     setting: str
     view: str
     num_objects: int
     num_changes: int
-    num_tokens: int
+    num_tokens: int | None
     well_formed: bool
     acc: bool
     diff: int
@@ -69,7 +70,7 @@ class MetricsReport:
     mean_tokens: float | None
 
 
-def judge(answer: Answer | Malformed, gold: Gold, *, view: str, num_tokens: int) -> Judgement:
+def judge(answer: Answer | Malformed, gold: Gold, *, view: str, num_tokens: int | None) -> Judgement:
     """Judge one parsed reply; *view* is the camera of the final picture, *num_tokens* the length of the reply.
 
     Raises ValueError when *gold* is a basic sample without exactly one change.
@@ -80,7 +81,7 @@ def judge(answer: Answer | Malformed, gold: Gold, *, view: str, num_tokens: int)
     predicted = answer.triplets if isinstance(answer, Answer) else ()
     valid = [triplet for triplet in predicted if triplet.is_valid_in(gold.scene)]
     num_invalid = len(predicted) - len(valid)
-    diff = num_invalid + len(difference(apply(gold.scene, valid), apply(gold.scene, truth)))
+    diff = num_invalid + count_differences(apply(gold.scene, valid), apply(gold.scene, truth))
 
     def every(same: Callable[..., bool]) -> bool | None:
         return bool(predicted) and all(same(triplet, truth[0]) for triplet in predicted) if len(truth) == 1 else None
@@ -88,7 +89,7 @@ def judge(answer: Answer | Malformed, gold: Gold, *, view: str, num_tokens: int)
     return Judgement(
         setting=gold.setting,
         view=view,
-        num_objects=len(gold.scene),
+        num_objects=sum(item.in_sight for item in gold.scene),
         num_changes=len(truth),
         num_tokens=num_tokens,
         well_formed=isinstance(answer, Answer),

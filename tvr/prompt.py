@@ -19,8 +19,11 @@ INSTRUCTIONS = (
 
 
 def build_messages(scene: Scene) -> tuple[dict[str, Any], ...]:
-    """System and user turn; the user turn holds two image placeholders, initial first, and lists *scene* by index."""
-    listed = " ; ".join(f"{index} : {item}" for index, item in enumerate(scene))
+    """System and user turn; the user turn holds two image placeholders, initial first, and lists *scene* by index.
+
+    Objects out of sight keep their index and are left out.
+    """
+    listed = " ; ".join(f"{index} : {item}" for index, item in enumerate(scene) if item.in_sight)
     user = [
         {"type": "text", "text": "initial :"},
         {"type": "image"},

@@ -11,7 +11,7 @@ from typing import Any, NewType
 import numpy as np
 
 from tvr.answer import Answer, Malformed
-from tvr.scene import SETTINGS, VIEWS, Scene, Transformation
+from tvr.scene import SETTINGS, VIEWS, Scene, Transformation, net_changes
 
 PolicyVersion = NewType("PolicyVersion", int)
 """Learner steps in the weights; 0 is the start. Only the learner makes a new one."""
@@ -32,7 +32,10 @@ class ImagePair:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Gold:
-    """What a scorer needs to know and the policy must not: the initial scene and the true changes."""
+    """What a scorer needs to know and the policy must not: the initial scene and the true changes.
+
+    *transformations* are those that made the final scene, in order; *changes* are what can be seen of them.
+    """
 
     setting: str
     scene: Scene
@@ -40,6 +43,10 @@ class Gold:
 
     def __post_init__(self) -> None:
         _check(self.setting in SETTINGS, f"setting is {self.setting!r}; it must be one of {', '.join(SETTINGS)}")
+
+    @property
+    def changes(self) -> tuple[Transformation, ...]:
+        return net_changes(self.scene, self.transformations)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

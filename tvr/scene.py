@@ -1,12 +1,15 @@
 """Objects, their attributes, transformations, and the difference of two scenes.
 
 A scene is a tuple of objects; an object's index in it is its name in every question and answer. Everything here is
-immutable and pure: `apply` returns a new scene. The vocabulary is TRANCE's (`tvr.md`), in its order.
+immutable and pure: `apply` returns a new scene. The vocabulary, the plane and its steps are TRANCE's.
+
+STAR-R1's task has the four `ATTRIBUTES`. TRANCE also moves objects: `position` is understood wherever scenes are
+applied and compared, so that samples with moves can be read and judged, but it is asked for nowhere.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 COLORS = ("gray", "red", "blue", "green", "brown", "purple", "cyan", "yellow")
 SHAPES = ("cube", "sphere", "cylinder")
@@ -17,13 +20,29 @@ VIEWS = ("center", "left", "right")
 SETTINGS = ("basic", "event", "view")
 MAX_OBJECTS = 10
 RADIUS = {"small": 0.3, "medium": 0.6, "large": 0.9}
+VISIBLE = 3.0
+"""Objects within +- this on both axes of the plane are in sight, scene units."""
+STEP = 1.5
+"""Length of one step of a move along an axis, scene units."""
+DIRECTIONS = {
+    "front": (-1, 0),
+    "behind": (1, 0),
+    "left": (0, -1),
+    "right": (0, 1),
+    "front-left": (-1, -1),
+    "front-right": (-1, 1),
+    "behind-left": (1, -1),
+    "behind-right": (1, 1),
+}
+MOVES = tuple(f"{direction}-{steps}" for direction in DIRECTIONS for steps in (1, 2))
+"""Values of `position`: a direction and a number of steps."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SceneObject:
     """One solid on the ground plane.
 
-    *position* is in scene units on the plane (visible within +-3); *rotation* in degrees about the vertical axis.
+    *position* is in scene units on the plane (in sight within +-3); *rotation* in degrees about the vertical axis.
 
     >>> str(SceneObject(color="red", shape="cube", size="large", material="metal"))
     'large red metal cube'
@@ -45,19 +64,24 @@ class SceneObject:
     def __str__(self) -> str:
         return f"{self.size} {self.color} {self.material} {self.shape}"
 
+    @property
+    def in_sight(self) -> bool:
+        return all(abs(coordinate) <= VISIBLE for coordinate in self.position)
+
 
 Scene = tuple[SceneObject, ...]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, order=True)
-class Transformation:
+class Transformation(NamedTuple):
     """One change `(object index, attribute, new value)`. Well-formed, not necessarily valid in a given scene.
+
+    A tuple, because a reply may hold a hundred thousand of them.
 
     >>> str(Transformation(index=2, attribute="color", value="cyan"))
     '2.color.cyan'
     """
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
     attribute: str
     value: str
 
@@ -66,27 +90,71 @@ class Transformation:
 
     def is_valid_in(self, scene: Scene) -> bool:
         """Whether the object is in *scene* and the attribute can take the value."""
-        return 0 <= self.index < len(scene) and self.value in ATTRIBUTES.get(self.attribute, ())
+        values = MOVES if self.attribute == "position" else ATTRIBUTES.get(self.attribute, ())
+        return 0 <= self.index < len(scene) and self.value in values
 
 
 def apply(scene: Scene, transformations: Iterable[Transformation]) -> Scene:
-    """The scene after *transformations*, in order; a later one overrides. Raises ValueError on an invalid one."""
+    """The scene after *transformations*, in order: a later value overrides, moves add up.
+
+    Raises ValueError on an invalid one.
+    """
     objects = list(scene)
     for change in transformations:
         if not change.is_valid_in(scene):
             raise ValueError(f"{change} is not possible in a scene of {len(scene)} objects")
+        item = objects[change.index]
         values: dict[str, Any] = {change.attribute: change.value}
-        objects[change.index] = replace(objects[change.index], **values)
+        if change.attribute == "position":
+            values = {"position": _moved(item.position, change.value)}
+        objects[change.index] = replace(item, **values)
     return tuple(objects)
 
 
 def difference(before: Scene, after: Scene) -> tuple[Transformation, ...]:
-    """The changes that lead from *before* to *after*, one per differing (object, attribute) cell, in index order."""
-    if len(before) != len(after):
-        raise ValueError(f"scenes of {len(before)} and {len(after)} objects cannot be compared")
+    """The changes of the four attributes from *before* to *after*, one per differing cell, in index order."""
     return tuple(
         Transformation(index=index, attribute=attribute, value=getattr(new, attribute))
-        for index, (old, new) in enumerate(zip(before, after, strict=True))
+        for index, (old, new) in enumerate(_paired(before, after))
         for attribute in ATTRIBUTES
         if getattr(old, attribute) != getattr(new, attribute)
     )
+
+
+def count_differences(before: Scene, after: Scene) -> int:
+    """The number of (object, attribute) cells in which two scenes differ, position included.
+
+    All places out of sight are the same place, as in TRANCE.
+    """
+    moved = sum(old.position != new.position and (old.in_sight or new.in_sight) for old, new in _paired(before, after))
+    return len(difference(before, after)) + moved
+
+
+def net_changes(scene: Scene, transformations: Iterable[Transformation]) -> tuple[Transformation, ...]:
+    """What can be seen of *transformations*: the last value of each cell, if it is new, and every move, in order.
+
+    TRANCE sometimes changes one cell twice; nobody who looks at the two pictures can know the value in between.
+    """
+    transformations = tuple(transformations)
+    last = {(change.index, change.attribute): place for place, change in enumerate(transformations)}
+    return tuple(
+        change
+        for place, change in enumerate(transformations)
+        if change.attribute == "position"
+        or (
+            last[change.index, change.attribute] == place
+            and getattr(scene[change.index], change.attribute) != change.value
+        )
+    )
+
+
+def _moved(position: tuple[float, float], move: str) -> tuple[float, float]:
+    direction, _, steps = move.rpartition("-")
+    x, y = (round(at + STEP * int(steps) * along, 6) for at, along in zip(position, DIRECTIONS[direction], strict=True))
+    return x, y
+
+
+def _paired(before: Scene, after: Scene) -> Iterator[tuple[SceneObject, SceneObject]]:
+    if len(before) != len(after):
+        raise ValueError(f"scenes of {len(before)} and {len(after)} objects cannot be compared")
+    return zip(before, after, strict=True)

@@ -33,6 +33,11 @@ def test_an_impossible_triplet_is_still_well_formed():
     assert triplets("<think></think><answer>99.colour.pink</answer>") == ["99.colour.pink"]
 
 
+def test_a_huge_index_is_an_impossible_object():
+    assert triplets(f"<think></think><answer>{'9' * 5000}.color.cyan</answer>") == ["1000000000.color.cyan"]
+    assert triplets(f"<think></think><answer>{'0' * 5000}2.color.cyan</answer>") == ["2.color.cyan"]
+
+
 def test_the_reasoning_is_kept():
     answer = parse("<think> it moved </think><answer></answer>")
     assert isinstance(answer, Answer)
@@ -61,7 +66,8 @@ def test_the_reasoning_is_kept():
         "<think>a</think><answer>-1.color.cyan</answer>",
         "<think>a</think><answer>nothing changed</answer>",
         "<think>a</think><answer>\N{SUPERSCRIPT TWO}.color.cyan</answer>",
-        "<think>a</think><answer>" + "9" * 5000 + ".color.cyan</answer>",
+        "<thin\N{KELVIN SIGN}>a</think><answer>0.color.cyan</answer>",
+        "<think>a</think><an\N{LATIN SMALL LETTER LONG S}wer>0.color.cyan</answer>",
     ],
 )
 def test_everything_else_is_malformed_and_says_why(reply):

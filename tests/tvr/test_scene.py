@@ -9,7 +9,7 @@ import pytest
 
 from tvr.render import project, render, render_many
 from tvr.sample_scenes import sample_pair, sample_scene
-from tvr.scene import ATTRIBUTES, SceneObject, Transformation, apply, difference
+from tvr.scene import ATTRIBUTES, SceneObject, Transformation, apply, count_differences, difference, net_changes
 from tvr.scene_states import sample_states
 
 CUBE = SceneObject(color="red", shape="cube", size="large", material="metal", position=(1.0, 0.0))
@@ -38,6 +38,23 @@ def test_the_difference_leads_from_one_scene_to_the_other():
     changes = difference(before, after)
     assert list(map(str, changes)) == ["0.size.small", "1.color.red", "1.material.rubber"]
     assert apply(before, changes) == after
+
+
+def test_moves_add_up_and_all_places_out_of_sight_are_one():
+    before = (replace(CUBE, position=(2.0, 0.0)), BALL)
+    assert apply(before, [change("0.position.front-2"), change("0.position.left-1")])[0].position == (-1.0, -1.5)
+    gone, gone_too = (apply(before, [change(f"0.position.behind-{steps}")]) for steps in (1, 2))
+    assert gone != gone_too
+    assert count_differences(gone, gone_too) == 0
+    assert count_differences(before, gone) == 1
+    assert difference(before, gone) == ()
+
+
+def test_the_net_changes_leave_out_what_cannot_be_seen():
+    steps = [
+        change(text) for text in ("0.color.blue", "1.size.large", "0.color.gray", "1.size.small", "1.position.left-1")
+    ]
+    assert list(map(str, net_changes((CUBE, BALL), steps))) == ["0.color.gray", "1.position.left-1"]
 
 
 def test_an_unknown_value_of_an_object_is_refused():
