@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from reward_service.config import RewardConfig
+from reward_service.config import ABLATIONS, RewardConfig
 from tvr.answer import Answer, parse
 from tvr.records import Gold, Score
 from tvr.scene import Transformation
@@ -31,14 +31,17 @@ WRONG_PENALTY = -1.0
 INACTION_PENALTY = -1.0
 
 
-def star_r1(reply: str, gold: Gold, config: RewardConfig) -> dict[str, float]:
+def star(reply: str, gold: Gold, config: RewardConfig) -> dict[str, float]:
     """STAR-R1's reward: *format*, *value*, *attribute*, *object*, *miss* (wrong predictions) and *inaction*.
 
     The truth is what can be seen, `gold.changes`. Predictions and true changes are matched one to one, best tier first,
-    in the order written; a repeated triplet matches nothing. Without the attribute tier, a match of object and attribute is one of the object alone.
+    in the order written; a repeated triplet matches nothing. Without the attribute tier, a match of object and attribute
+    is one of the object alone.
     """
     answer = parse(reply)
     predicted = answer.triplets if isinstance(answer, Answer) else ()
+    if not config.duplicate_is_wrong:
+        predicted = tuple(dict.fromkeys(predicted))
     truth = gold.changes
     matches = match(predicted, truth, config)
     num_right = matches["value"] if config.partial_is_wrong else matches.total()
@@ -89,8 +92,10 @@ def match(
 
 def load_rule(config: RewardConfig) -> Rule:
     """The rule that *config* names, with its switches. Raises ValueError when an import path leads nowhere."""
-    if config.rule == "star_r1":
-        return partial(star_r1, config=config)
+    if config.rule == "star":
+        return partial(star, config=config)
+    if config.rule in ABLATIONS:
+        return partial(star, config=config.model_copy(update={ABLATIONS[config.rule]: False}))
     if config.rule == "naive":
         return partial(naive, config=config)
     module_name, _, function_name = config.rule.partition(":")

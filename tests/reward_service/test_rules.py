@@ -74,7 +74,7 @@ def terms(form=0.0, value=0.0, attribute=0.0, object=0.0, miss=0.0, inaction=0.0
         ("", terms(1, inaction=-2)),
     ],
 )
-def test_star_r1(predicted, expected):
+def test_the_star_rule(predicted, expected):
     assert parts(reply(predicted)) == expected
 
 
@@ -111,6 +111,12 @@ def test_no_true_change_and_none_predicted():
             "0.color.green, 1.color.red, 9.size.large",
             terms(1, attribute=1.5, object=0.5, miss=-1),
         ),
+        # a repetition does not count, neither as wrong nor as predicted: 1 + 5 - 1
+        ({"duplicate_is_wrong": False}, "0.color.gray, 0.color.gray", terms(1, value=5, inaction=-1)),
+        ({"rule": "no_object_tier"}, "0.color.gray, 1.color.red", terms(1, value=5, miss=-1)),
+        ({"rule": "no_attribute_tier"}, "0.color.green, 1.size.large", terms(1, value=5, object=0.5, miss=-1)),
+        ({"rule": "no_wrong_penalty"}, "9.color.red, 0.color.gray, 1.size.large", terms(1, value=10)),
+        ({"rule": "no_inaction_penalty"}, "", terms(1)),
     ],
 )
 def test_each_switch_takes_out_its_term(switch, predicted, expected):
