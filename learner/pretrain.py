@@ -47,6 +47,7 @@ class StatesConfig(BaseModel):
     objects: tuple[int, int] = Field(description="Smallest and largest number of objects in a scene.")
     size: tuple[int, int] = Field(description="Picture width and height in pixels.")
     spp: int = Field(gt=0, description="Samples per pixel. More is less noisy and slower.")
+    field_of_view: float = Field(description="Horizontal, of the cameras, in degrees; as in the data set to train on.")
     seed: int = Field(description="Seed of the scenes.")
     workers: int = Field(gt=0, description="Rendering processes.")
 
@@ -74,6 +75,7 @@ class PretrainConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     out: Path = Field(description="Run directory: checkpoint, curve and the final model folder.")
+    start: Path | None = Field(default=None, description="Model folder to go on from; without it a fresh tiny policy.")
     seed: int = Field(description="Seed of the weights and of the order of examples.")
     threads: int = Field(gt=0, description="CPU threads.")
     precision: Literal["float32", "bfloat16"] = Field(description="bfloat16 runs matrix products in it (autocast).")
@@ -97,6 +99,7 @@ def pretrain(config: PretrainConfig) -> Path:
         objects=states.objects,
         size=states.size,
         spp=states.spp,
+        field_of_view=states.field_of_view,
         seed=states.seed,
         workers=states.workers,
     )
@@ -104,7 +107,7 @@ def pretrain(config: PretrainConfig) -> Path:
         if done % 500 == 0:
             logger.info("rendered %d of %d scenes", done, states.scenes)
 
-    start = config.out / "start"
+    start = config.start or config.out / "start"
     if not start.exists():
         make_tiny_policy(start, config.seed)
     processor = AutoProcessor.from_pretrained(start)

@@ -101,7 +101,7 @@ def run_train(options: argparse.Namespace) -> None:
 def run_data_make(options: argparse.Namespace) -> None:
     from orchestrator.display import counting
     from tvr.config import DataConfig
-    from tvr.dataset import make
+    from tvr.rendered import make
 
     wanted = {key: getattr(options, key) for key in ("train", "test", "objects", "changes", "size", "spp", "seed")}
     try:

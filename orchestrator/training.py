@@ -21,7 +21,8 @@ from orchestrator.loop import Run, StepTimes, train
 from orchestrator.metrics import MetricsFile, read_rows, step_row
 from orchestrator.ray_roles import RayMetrics
 from orchestrator.window import Window
-from tvr.dataset import PromptOrder, ensure, load
+from tvr.dataset import PromptOrder, load
+from tvr.rendered import ensure
 from tvr.metrics import MetricsReport
 from tvr.records import ScoredGroup, StepReport
 

@@ -35,8 +35,8 @@ def star(reply: str, gold: Gold, config: RewardConfig) -> dict[str, float]:
     """STAR-R1's reward: *format*, *value*, *attribute*, *object*, *miss* (wrong predictions) and *inaction*.
 
     The truth is what can be seen, `gold.changes`. Predictions and true changes are matched one to one, best tier first,
-    in the order written; a repeated triplet matches nothing. Without the attribute tier, a match of object and attribute
-    is one of the object alone.
+    in the order written; a repeated triplet matches nothing. Without the attribute tier, one of object and attribute
+    counts as one of the object alone.
     """
     answer = parse(reply)
     predicted = answer.triplets if isinstance(answer, Answer) else ()
@@ -44,7 +44,7 @@ def star(reply: str, gold: Gold, config: RewardConfig) -> dict[str, float]:
         predicted = tuple(dict.fromkeys(predicted))
     truth = gold.changes
     matches = match(predicted, truth, config)
-    num_right = matches["value"] if config.partial_is_wrong else matches.total()
+    num_right = matches["value"] if config.partial_is_wrong else sum(matches.values())
     num_wrong = len(predicted) - num_right if config.wrong_penalty else 0
     num_missing = max(0, len(truth) - len(predicted)) if config.inaction_penalty else 0
     return {
@@ -69,24 +69,29 @@ def naive(reply: str, gold: Gold, config: RewardConfig) -> dict[str, float]:
 
 def match(
     predicted: tuple[Transformation, ...], truth: tuple[Transformation, ...], config: RewardConfig
-) -> Counter[str]:
+) -> dict[str, int]:
     """How many predictions matched in each tier: `value`, `attribute`, `object`, in this order, one to one."""
-    tiers: list[tuple[str, Callable[[Transformation], tuple[int | str, ...]]]] = [
-        ("value", lambda change: (change.index, change.attribute, change.value))
-    ]
+    tiers = {"value": 3}  # how many fields of index, attribute, value must agree
     if config.attribute_tier:
-        tiers.append(("attribute", lambda change: (change.index, change.attribute)))
+        tiers["attribute"] = 2
     if config.object_tier:
-        tiers.append(("object", lambda change: (change.index,)))
+        tiers["object"] = 1
+    matches = {"value": 0, "attribute": 0, "object": 0}
     open_predictions, open_truth = list(dict.fromkeys(predicted)), list(truth)
-    matches = Counter[str]()
-    for tier, key in tiers:
-        for prediction in list(open_predictions):
-            hit = next((true for true in open_truth if key(true) == key(prediction)), None)
-            if hit is not None:
-                open_predictions.remove(prediction)
-                open_truth.remove(hit)
+    for tier, num_fields in tiers.items():
+        if not (open_predictions and open_truth):
+            break
+        keys = [true[:num_fields] for true in open_truth]
+        left_over = []
+        for prediction in open_predictions:
+            key = prediction[:num_fields]
+            if key in keys:
+                place = keys.index(key)
+                del keys[place], open_truth[place]
                 matches[tier] += 1
+            else:
+                left_over.append(prediction)
+        open_predictions = left_over
     return matches
 
 

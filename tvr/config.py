@@ -5,6 +5,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
+from tvr.render import FIELD_OF_VIEW_DEG, RENDERER
 from tvr.scene import ATTRIBUTES, MAX_OBJECTS
 
 Setting = Literal["basic", "event", "view"]
@@ -33,6 +34,12 @@ class DataConfig(BaseModel):
         default=(160, 120), description="Width and height in pixels; larger shows more and costs more visual tokens."
     )
     spp: PositiveInt = Field(default=16, description="Rendered samples per pixel; more are slower and less noisy.")
+    field_of_view: float = Field(
+        default=FIELD_OF_VIEW_DEG,
+        gt=5,
+        lt=90,
+        description="Horizontal, of the cameras, in degrees; the default is CLEVR's, smaller shows objects larger.",
+    )
     seed: int = Field(default=0, description="Seed of scenes, changes and noise; equal seeds give equal pictures.")
     workers: int = Field(
         default=0, ge=0, description="Rendering processes, 0 for one per core; the pictures do not depend on it."
@@ -55,4 +62,4 @@ class DataConfig(BaseModel):
 
     def recipe(self) -> dict[str, Any]:
         """What decides the pictures, as JSON: everything but the place and the number of processes."""
-        return self.model_dump(mode="json", exclude={"path", "workers"})
+        return {**self.model_dump(mode="json", exclude={"path", "workers"}), "renderer": RENDERER}

@@ -1,32 +1,24 @@
-"""Picture pairs as a Hugging Face `datasets` folder: schema, rendering, loading, and a deterministic order.
+"""Picture pairs as a Hugging Face `datasets` folder: schema, writing, loading, and a deterministic order.
 
-A folder is written whole or not at all, beside a `recipe.json` that says how; the same recipe gives the same rows, byte
-for byte, whatever the number of processes.
+A folder is written whole or not at all, with a `recipe.json` that says how its rows were made.
 """
 
 import hashlib
 import json
-import logging
 import os
 import random
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, overload
 
 import datasets
 from datasets.arrow_writer import ArrowWriter
 
-from tvr.config import DataConfig
 from tvr.prompt import build_messages
 from tvr.records import Gold, ImagePair, Prompt
-from tvr.render import RenderTask, render_many, to_png
-from tvr.sample_scenes import sample_pair
-from tvr.scene import VIEWS, SceneObject, Transformation, apply
-
-logger = logging.getLogger(__name__)
+from tvr.scene import SceneObject, Transformation
 
 SPLITS = ("train", "test")
 FEATURES = datasets.Features(
@@ -51,54 +43,11 @@ FEATURES = datasets.Features(
         ),
     }
 )
-_RECIPE = "recipe.json"
+RECIPE = "recipe.json"
+"""Beside the rows: how they were made."""
 
 Progress = Callable[[int, int], None]
-"""Called after every pair with the number of pairs done and their total."""
-
-
-def ensure(config: DataConfig, progress: Progress | None = None) -> Path:
-    """The folder that *config* describes, rendered if it is missing.
-
-    A folder without a recipe was not rendered here and is taken as it is. Raises ValueError when the folder was
-    rendered by another recipe.
-    """
-    if not config.path.exists():
-        logger.info("rendering %d + %d pairs into %s", config.train, config.test, config.path)
-        make(config, progress)
-        return config.path
-    recipe_path = config.path / _RECIPE
-    if recipe_path.exists():
-        found, wanted = json.loads(recipe_path.read_text()), config.recipe()
-        keys = [key for key in {**wanted, **found} if found.get(key) != wanted.get(key)]
-        if keys:
-            rendered = ", ".join(f"{key} = {found.get(key)}" for key in keys)
-            asked = ", ".join(f"{key} = {wanted.get(key)}" for key in keys)
-            raise ValueError(
-                f"{config.path} was rendered with {rendered}, but the run file asks for {asked}; "
-                "change the run file, remove the folder, or give another path"
-            )
-    return config.path
-
-
-def make(config: DataConfig, progress: Progress | None = None) -> None:
-    """Render both splits into the folder `config.path`, which must not exist.
-
-    Each scene is used once, so that the splits share none. Raises FileExistsError when the folder is there.
-    """
-    counts = dict(zip(SPLITS, (config.train, config.test), strict=True))
-    done, total = 0, sum(counts.values())
-
-    def counted(rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        nonlocal done
-        for row in rows:
-            yield row
-            done += 1
-            if progress is not None:
-                progress(done, total)
-
-    splits = {split: counted(_render_rows(config, split, count)) for split, count in counts.items()}
-    write_folder(config.path, splits, config.recipe())
+"""Called with the number of pairs (or samples) done and their total."""
 
 
 def write_folder(folder: Path, splits: Mapping[str, Iterable[Mapping[str, Any]]], recipe: Mapping[str, Any]) -> None:
@@ -128,7 +77,7 @@ def write_folder(folder: Path, splits: Mapping[str, Iterable[Mapping[str, Any]]]
         raise ValueError(f"there is no row to write to {folder}")
     with _no_progress_bars():
         datasets.DatasetDict(written).save_to_disk(part / "done")
-    (part / "done" / _RECIPE).write_text(text + "\n")
+    (part / "done" / RECIPE).write_text(text + "\n")
     os.replace(part / "done", folder)
     shutil.rmtree(part)
 
@@ -196,33 +145,6 @@ class PromptOrder:
             self._shuffled = (epoch, order)
         self._cursor += 1
         return self._prompts[self._shuffled[1][place]]
-
-
-def _render_rows(config: DataConfig, split: str, count: int) -> Iterator[dict[str, Any]]:
-    rows, tasks = [], list[RenderTask]()
-    for number in range(count):
-        rng = random.Random(f"{config.seed}/{split}/{number}")
-        lap, place = divmod(number, len(config.settings))
-        setting = config.settings[place]
-        view = VIEWS[lap % len(VIEWS)] if setting == "view" else "center"
-        num_changes = 1 if setting == "basic" else rng.randint(*config.changes)
-        scene, changes = sample_pair(rng, rng.randint(*config.objects), num_changes)
-        rows.append(
-            {
-                "id": f"{split}-{number}/{setting}/{view}",
-                "setting": setting,
-                "view": view,
-                "objects": [asdict(item) for item in scene],
-                "transformations": [change._asdict() for change in changes],
-            }
-        )
-        # Each picture has noise of its own: with common noise, equal pixels would give the unchanged objects away.
-        for state, camera in ((scene, "center"), (apply(scene, changes), view)):
-            tasks.append((state, camera, config.size, config.spp, rng.getrandbits(31)))
-    workers = config.workers or len(os.sched_getaffinity(0))
-    pictures = map(to_png, render_many(tasks, workers))
-    for row in rows:
-        yield {**row, "initial": {"bytes": next(pictures)}, "final": {"bytes": next(pictures)}}
 
 
 def _to_prompt(row: dict[str, Any]) -> Prompt:

@@ -1,13 +1,15 @@
 """Scene and view to picture, with Mitsuba 3 (`scalar_rgb`: needs no LLVM and no GPU, and is bit-reproducible).
 
-TRANCE's solids on a grey plane under a key light and a soft sky; the camera stands at the same height and distance in
-every view and turns about the vertical axis. `render_many` spreads pictures over processes, one thread each.
+TRANCE's solids on CLEVR's stage. Camera, lens and lamps stand where the base scene of CLEVR has them, whose numbers are
+published with Kubric's CLEVR (Greff et al. 2022, arXiv:2203.03570), turned so that the centre camera looks along +y.
+TRANCE added a left and a right camera in a binary file; here they are the centre camera turned by 45 degrees.
 """
 
 import io
 import math
 import multiprocessing
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,11 +17,18 @@ from PIL import Image
 
 from tvr.scene import RADIUS, Scene, SceneObject
 
+RENDERER = 2
+"""Counts changes of the pictures: other numbers, other pixels."""
+
 AZIMUTH_DEG = {"center": 0.0, "left": -45.0, "right": 45.0}
-ELEVATION_DEG = 32.0
-DISTANCE = 12.0
-FIELD_OF_VIEW_DEG = 36.0  # horizontal
-LOOK_AT = (0.0, 0.0, 0.3)
+CAMERA_DISTANCE = math.hypot(7.48113, 6.50764)  # on the ground, scene units
+CAMERA_HEIGHT = 5.34367
+FIELD_OF_VIEW_DEG = 2 * math.degrees(math.atan2(16.0, 35.0))  # horizontal: a lens of 35 mm before 32 mm of film
+LAMPS = {"key": (2.04, -6.77, 4.26), "fill": (-6.09, 0.89, 3.01), "back": (1.23, 2.62, 5.82)}
+LAMP_INTENSITY = {"key": 65.0, "fill": 25.0, "back": 28.0}
+
+INDEX_MAP_SIZE = (160, 120)
+"""Visibility is measured in pixels of this size, whatever the size of the pictures."""
 
 # The colours of CLEVR, which TRANCE took over, as 8-bit sRGB.
 COLOR_RGB = {
@@ -33,40 +42,75 @@ COLOR_RGB = {
     "yellow": (255, 238, 51),
 }
 
-RenderTask = tuple[Scene, str, tuple[int, int], int, int]
-"""scene, view, (width, height) in pixels, samples per pixel, noise seed."""
-
 
 def camera_origin(view: str) -> tuple[float, float, float]:
-    """Where the camera of *view* stands, in scene units; the centre camera looks along +y."""
-    azimuth, elevation = math.radians(AZIMUTH_DEG[view]), math.radians(ELEVATION_DEG)
-    ground = DISTANCE * math.cos(elevation)
-    return ground * math.sin(azimuth), -ground * math.cos(azimuth), DISTANCE * math.sin(elevation) + LOOK_AT[2]
+    """Where the camera of *view* stands, in scene units; the centre camera looks along +y, all look at the origin."""
+    azimuth = math.radians(AZIMUTH_DEG[view])
+    return CAMERA_DISTANCE * math.sin(azimuth), -CAMERA_DISTANCE * math.cos(azimuth), CAMERA_HEIGHT
 
 
-def project(position: tuple[float, float], height: float, view: str) -> tuple[float, float, float]:
+def project(
+    position: tuple[float, float], height: float, view: str, field_of_view: float = FIELD_OF_VIEW_DEG
+) -> tuple[float, float, float]:
     """Image coordinates of a point: x to the right and y up in half picture widths, and its depth in scene units."""
-    eye = np.array(camera_origin(view))
-    forward = np.array(LOOK_AT) - eye
-    forward /= np.linalg.norm(forward)
-    right = np.cross(forward, (0.0, 0.0, 1.0))
-    right /= np.linalg.norm(right)
-    offset = np.array((*position, height)) - eye
-    depth = float(offset @ forward)
-    scale = depth * math.tan(math.radians(FIELD_OF_VIEW_DEG / 2))
-    return float(offset @ right) / scale, float(offset @ np.cross(right, forward)) / scale, depth
+    (ex, ey, ez), (rx, ry), (fx, fy, fz) = _camera_frame(view)
+    dx, dy, dz = position[0] - ex, position[1] - ey, height - ez
+    depth = dx * fx + dy * fy + dz * fz
+    scale = depth * math.tan(math.radians(field_of_view / 2))
+    # up = right x forward
+    up = ry * fz * dx - rx * fz * dy + (rx * fy - ry * fx) * dz
+    return (dx * rx + dy * ry) / scale, up / scale, depth
 
 
-def render(scene: Scene, view: str, size: tuple[int, int], spp: int, seed: int) -> np.ndarray:
-    """One picture `[height, width, 3]`, uint8 sRGB. *size* is (width, height) in pixels, *spp* samples per pixel."""
+def render(
+    scene: Scene,
+    view: str,
+    size: tuple[int, int],
+    spp: int,
+    seed: int,
+    field_of_view: float = FIELD_OF_VIEW_DEG,
+) -> np.ndarray:
+    """One picture `[height, width, 3]`, uint8 sRGB.
+
+    *size* is (width, height) in pixels, *spp* samples per pixel, *field_of_view* horizontal, in degrees.
+    """
     mi = _mitsuba()
-    description: dict[str, Any] = {**_stage(mi), "camera": _camera(mi, view, size, spp)}
-    for index, item in enumerate(scene):
-        for part, shape in _solid(mi, item).items():
-            description[f"object_{index}_{part}"] = shape
-    image = mi.render(mi.load_dict(description), seed=seed)
-    bitmap = mi.Bitmap(image).convert(mi.Bitmap.PixelFormat.RGB, mi.Struct.Type.UInt8, srgb_gamma=True)
+    shapes = {name: {**shape, "bsdf": _material(item)} for name, shape, item in _shapes(mi, scene)}
+    stage = mi.load_dict({**_stage(mi), **shapes, "camera": _camera(mi, view, size, spp, field_of_view)})
+    light = np.array(mi.render(stage, seed=seed))
+    light = _without_specks(light, index_map(scene, view, size, field_of_view) < 0)
+    bitmap = mi.Bitmap(light).convert(mi.Bitmap.PixelFormat.RGB, mi.Struct.Type.UInt8, srgb_gamma=True)
     return np.array(bitmap)
+
+
+def index_map(
+    scene: Scene,
+    view: str,
+    size: tuple[int, int] = INDEX_MAP_SIZE,
+    field_of_view: float = FIELD_OF_VIEW_DEG,
+) -> np.ndarray:
+    """Which object each pixel shows: its index, or -1 for the ground; int `[height, width]`.
+
+    Glass counts as hiding what is behind it.
+    """
+    mi = _mitsuba()
+    description: dict[str, Any] = {
+        "type": "scene",
+        "integrator": {"type": "aov", "aovs": "index:shape_index"},
+        "camera": _camera(mi, view, size, 1, field_of_view),
+    }
+    owner = {}
+    for index, item in enumerate(scene):
+        for name, shape, _ in _shapes(mi, (item,), first=index):
+            description[name] = shape
+            owner[name] = index
+    stage = mi.load_dict(description)
+    shown = np.array(mi.render(stage, seed=0))[..., 0].round().astype(int)  # 0: nothing; n: shape n - 1
+    return np.array([-1, *(owner[shape.id()] for shape in stage.shapes())])[shown]
+
+
+RenderTask = tuple[Scene, str, tuple[int, int], int, int, float]
+"""The arguments of `render`, in order."""
 
 
 def render_many(tasks: Iterable[RenderTask], workers: int) -> Iterator[np.ndarray]:
@@ -99,32 +143,52 @@ def _mitsuba() -> Any:
     return mi
 
 
+@lru_cache
+def _camera_frame(
+    view: str,
+) -> tuple[tuple[float, float, float], tuple[float, float], tuple[float, float, float]]:
+    """The camera's place, and the unit vectors to its right (level) and forward."""
+    x, y, z = camera_origin(view)
+    level, length = math.hypot(x, y), math.sqrt(x * x + y * y + z * z)
+    return (x, y, z), (-y / level, x / level), (-x / length, -y / length, -z / length)
+
+
 def _stage(mi: Any) -> dict[str, Any]:
-    """Ground, sky and lights. Point lights and a smooth sky keep few samples per pixel nearly free of noise; the sky is
-    darker at the horizon, so that metal has something to mirror."""
-    ground = {"type": "diffuse", "reflectance": {"type": "rgb", "value": [0.5, 0.5, 0.5]}}
-    rows = np.array([1.6, 1.3, 0.8, 0.2, 0.15, 0.1] + [0.1] * 6, dtype=np.float32)  # zenith to nadir, 15 degrees each
+    """Ground, sky and lamps. Lamps that are points keep few samples per pixel nearly free of noise; the sky is bright
+    above and dark at the horizon, so that metal has something to mirror."""
+    ground = {"type": "diffuse", "reflectance": {"type": "rgb", "value": [0.42, 0.42, 0.42]}}
+    rows = np.array([3.0, 2.4, 1.2, 0.25, 0.1, 0.1] + [0.1] * 6, dtype=np.float32)  # zenith to nadir, 15 degrees each
     sky = mi.Bitmap(np.broadcast_to(rows[:, None, None], (12, 24, 3)).copy())
     upright = mi.ScalarTransform4f().rotate([1, 0, 0], 90)
+    lamps = {
+        name: {"type": "point", "position": place, "intensity": {"type": "rgb", "value": LAMP_INTENSITY[name]}}
+        for name, place in LAMPS.items()
+    }
     return {
         "type": "scene",
-        "integrator": {"type": "path", "max_depth": 5, "rr_depth": 4},
+        "integrator": {"type": "path", "max_depth": 6, "rr_depth": 5},
         "ground": {"type": "rectangle", "to_world": mi.ScalarTransform4f().scale([60, 60, 1]), "bsdf": ground},
         "sky": {"type": "envmap", "bitmap": sky, "to_world": upright},
-        "key": {"type": "point", "position": [6.0, -5.0, 9.0], "intensity": {"type": "rgb", "value": 160.0}},
-        "fill": {"type": "point", "position": [-7.0, -6.0, 6.0], "intensity": {"type": "rgb", "value": 45.0}},
+        **lamps,
     }
 
 
-def _camera(mi: Any, view: str, size: tuple[int, int], spp: int) -> dict[str, Any]:
+def _camera(mi: Any, view: str, size: tuple[int, int], spp: int, field_of_view: float) -> dict[str, Any]:
     return {
         "type": "perspective",
-        "fov": FIELD_OF_VIEW_DEG,
+        "fov": field_of_view,
         "fov_axis": "x",
-        "to_world": mi.ScalarTransform4f().look_at(origin=camera_origin(view), target=LOOK_AT, up=[0, 0, 1]),
+        "to_world": mi.ScalarTransform4f().look_at(origin=camera_origin(view), target=[0, 0, 0], up=[0, 0, 1]),
         "film": {"type": "hdrfilm", "width": size[0], "height": size[1], "rfilter": {"type": "box"}},
         "sampler": {"type": "multijitter", "sample_count": spp},
     }
+
+
+def _shapes(mi: Any, scene: Scene, first: int = 0) -> Iterator[tuple[str, dict[str, Any], SceneObject]]:
+    """Every part of every object: a name, Mitsuba's shape without a material, and the object."""
+    for index, item in enumerate(scene, start=first):
+        for part, shape in _solid(mi, item).items():
+            yield f"object_{index}_{part}", shape, item
 
 
 def _solid(mi: Any, item: SceneObject) -> dict[str, dict[str, Any]]:
@@ -132,27 +196,38 @@ def _solid(mi: Any, item: SceneObject) -> dict[str, dict[str, Any]]:
     radius = RADIUS[item.size]
     x, y = item.position
     at = mi.ScalarTransform4f()
-    bsdf = _material(item)
     if item.shape == "sphere":
-        return {"body": {"type": "sphere", "center": [x, y, radius], "radius": radius, "bsdf": bsdf}}
+        return {"body": {"type": "sphere", "center": [x, y, radius], "radius": radius}}
     if item.shape == "cube":
         half = radius / math.sqrt(2.0)
-        pose = at.translate([x, y, half]).rotate([0, 0, 1], item.rotation).scale(half)
-        return {"body": {"type": "cube", "to_world": pose, "bsdf": bsdf}}
+        return {
+            "body": {
+                "type": "cube",
+                "to_world": at.translate([x, y, half]).rotate([0, 0, 1], item.rotation).scale(half),
+            }
+        }
     half = 0.8 * radius
-    body = {"type": "cylinder", "p0": [x, y, 0.0], "p1": [x, y, 2 * half], "radius": half, "bsdf": bsdf}
-    lid = {"type": "disk", "to_world": at.translate([x, y, 2 * half]).scale(half), "bsdf": bsdf}
-    return {"body": body, "lid": lid}
+    body = {"type": "cylinder", "p0": [x, y, 0.0], "p1": [x, y, 2 * half], "radius": half}
+    return {"body": body, "lid": {"type": "disk", "to_world": at.translate([x, y, 2 * half]).scale(half)}}
 
 
 def _material(item: SceneObject) -> dict[str, Any]:
-    """Rubber is matt, metal mirrors the scene in its colour, glass lets the ground shine through in its colour."""
+    """Rubber is matt; metal mirrors the bright ground and the dark horizon in its colour; glass is clear and pale."""
     rgb = [(channel / 255.0) ** 2.2 for channel in COLOR_RGB[item.color]]
-    color = {"type": "rgb", "value": rgb}
     if item.material == "rubber":
-        return {"type": "twosided", "bsdf": {"type": "diffuse", "reflectance": color}}
+        return {"type": "twosided", "bsdf": {"type": "diffuse", "reflectance": {"type": "rgb", "value": rgb}}}
     if item.material == "metal":
-        metal = {"type": "roughconductor", "alpha": 0.1, "specular_reflectance": color, "material": "Ag"}
+        tint = {"type": "rgb", "value": [channel**0.6 for channel in rgb]}
+        metal = {"type": "roughconductor", "alpha": 0.12, "specular_reflectance": tint, "material": "none"}
         return {"type": "twosided", "bsdf": metal}
-    glow = {"type": "rgb", "value": [channel**0.5 for channel in rgb]}
-    return {"type": "principled", "base_color": glow, "spec_trans": 0.9, "roughness": 0.05, "eta": 1.3}
+    # Thin walls let light pass straight, which few samples render with little noise.
+    tint = {"type": "rgb", "value": [channel**0.18 for channel in rgb]}
+    return {"type": "thindielectric", "int_ior": 1.5, "specular_transmittance": tint}
+
+
+def _without_specks(light: np.ndarray, ground: np.ndarray) -> np.ndarray:
+    """Take single bright pixels off the ground: what metal and glass focus there, which few samples hit by chance."""
+    height, width = ground.shape
+    padded = np.pad(light, ((1, 1), (1, 1), (0, 0)), mode="edge")
+    around = np.stack([padded[y : y + height, x : x + width] for y in range(3) for x in range(3)])
+    return np.where(ground[..., None], np.minimum(light, 1.15 * np.median(around, axis=0)), light).astype(np.float32)

@@ -11,6 +11,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -33,9 +34,9 @@ class StatePicture:
     picture: np.ndarray
 
 
-def sample_states(rng: random.Random, num_objects: int) -> list[Scene]:
+def sample_states(rng: random.Random, num_objects: int, field_of_view: float) -> list[Scene]:
     """States 0 and 2 share a few attributes, 1 follows from 0 and 3 from 2 by one or two changes."""
-    first = sample_scene(rng, num_objects)
+    first = sample_scene(rng, num_objects, field_of_view)
     far = first
     for index in range(num_objects):
         for attribute in rng.sample(list(ATTRIBUTES), rng.choice((0, 1, 2, 3, 4))):
@@ -50,6 +51,7 @@ def make_states(
     objects: tuple[int, int],
     size: tuple[int, int],
     spp: int,
+    field_of_view: float,
     seed: int,
     workers: int,
 ) -> Iterator[int]:
@@ -59,7 +61,12 @@ def make_states(
         last = min(first + SCENES_PER_SHARD, num_scenes)
         target = folder / f"{first:06d}-{last:06d}.npz"
         if not target.exists():
-            _render_shard(target, range(first, last), objects, size, spp, seed, workers)
+            rows, tasks = [], list[RenderTask]()
+            for scene_id in range(first, last):
+                for row, task in _sample_pictures(scene_id, objects, size, spp, field_of_view, seed):
+                    rows.append(row)
+                    tasks.append(task)
+            _write_shard(target, rows, np.stack(list(render_many(tasks, workers))))
         yield last
 
 
@@ -83,20 +90,19 @@ def _nearby(rng: random.Random, scene: Scene) -> Scene:
     return apply(scene, [change_cell(rng, scene, *cell) for cell in rng.sample(cells, rng.choice((1, 2)))])
 
 
-def _render_shard(
-    target: Path, scene_ids: range, objects: tuple[int, int], size: tuple[int, int], spp: int, seed: int, workers: int
-) -> None:
-    rows, tasks = [], list[RenderTask]()
-    for scene_id in scene_ids:
-        rng = random.Random(f"{seed}/{scene_id}")
-        states = sample_states(rng, rng.randint(*objects))
-        for state_id, scene in enumerate(states):
-            views = ["center"] + ([rng.choice(("left", "right"))] if rng.random() < 0.5 else [])
-            for view in views:
-                row = {"scene_id": scene_id, "state_id": state_id, "view": view, "scene": [asdict(o) for o in scene]}
-                rows.append(row)
-                tasks.append((scene, view, size, spp, rng.getrandbits(31)))
-    pictures = np.stack(list(render_many(tasks, workers)))
+def _sample_pictures(
+    scene_id: int, objects: tuple[int, int], size: tuple[int, int], spp: int, field_of_view: float, seed: int
+) -> Iterator[tuple[dict[str, Any], RenderTask]]:
+    """Every state from the centre, every second one from a side as well."""
+    rng = random.Random(f"{seed}/{scene_id}")
+    for state_id, scene in enumerate(sample_states(rng, rng.randint(*objects), field_of_view)):
+        views = ["center"] + ([rng.choice(("left", "right"))] if rng.random() < 0.5 else [])
+        for view in views:
+            row = {"scene_id": scene_id, "state_id": state_id, "view": view, "scene": [asdict(o) for o in scene]}
+            yield row, (scene, view, size, spp, rng.getrandbits(31), field_of_view)
+
+
+def _write_shard(target: Path, rows: list[dict[str, Any]], pictures: np.ndarray) -> None:
     part = target.with_suffix(".part")
     with part.open("wb") as file:
         np.savez(file, rows=json.dumps(rows), pictures=pictures)

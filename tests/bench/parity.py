@@ -11,7 +11,8 @@ from pathlib import Path
 from orchestrator.cluster import connected
 from orchestrator.config import load_run_config
 from tests.parity import gaps_around_a_publish
-from tvr.dataset import ensure, load
+from tvr.dataset import load
+from tvr.rendered import ensure
 
 
 def main() -> None:

@@ -15,7 +15,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from orchestrator.cluster import connected
 from orchestrator.config import RunConfig, load_run_config
 from tests.parity import gaps_around_a_publish
-from tvr.dataset import ensure, load
+from tvr.dataset import load
+from tvr.rendered import ensure
 
 pytestmark = pytest.mark.slow
 TINY = Path("deploy/runs/tiny_cpu.toml")

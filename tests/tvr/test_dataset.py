@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from tvr import dataset
+from tvr import dataset, rendered
 from tvr.config import DataConfig
 from tvr.records import Prompt
 from tvr.scene import apply, difference
@@ -20,26 +20,12 @@ def config(path: Path, **changes) -> DataConfig:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return dataset.ensure(config(tmp_path_factory.mktemp("data") / "pairs"))
+    return rendered.ensure(config(tmp_path_factory.mktemp("data") / "pairs"))
 
 
 @pytest.fixture(scope="module")
 def train(folder: Path) -> list[Prompt]:
     return list(dataset.load(folder, "train"))
-
-
-def all_bytes(folder: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
-
-
-def test_pictures_and_files_do_not_depend_on_the_number_of_workers(folder, tmp_path):
-    dataset.make(config(tmp_path / "pairs", workers=2))
-    assert all_bytes(tmp_path / "pairs") == all_bytes(folder)
-
-
-def test_another_seed_gives_other_pairs(train, tmp_path):
-    dataset.make(config(tmp_path / "pairs", train=1, test=1, seed=1))
-    assert dataset.load(tmp_path / "pairs", "train")[0].gold.scene != train[0].gold.scene
 
 
 def test_settings_are_equally_common_and_views_take_turns(train):
@@ -83,35 +69,6 @@ def test_the_prompt_does_not_depend_on_the_answer(train):
         assert words == ["initial :", "final :", f"objects : {listed} . what changed ?"]
         assert system == train[0].messages[0]  # the same for all, so nothing of this pair is in it
         assert sum(part["type"] == "image" for part in user["content"]) == 2
-
-
-def test_a_failed_run_leaves_no_data_set(tmp_path):
-    def fail(done: int, total: int) -> None:
-        if done == 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        dataset.make(config(tmp_path / "pairs"), fail)
-    assert not (tmp_path / "pairs").exists()
-    dataset.make(config(tmp_path / "pairs", train=1, test=1))
-    assert [file.name for file in tmp_path.iterdir()] == ["pairs"]
-
-
-def test_progress_counts_all_pairs(tmp_path):
-    seen: list[tuple[int, int]] = []
-    dataset.make(config(tmp_path / "pairs", train=2, test=1), lambda done, total: seen.append((done, total)))
-    assert seen == [(1, 3), (2, 3), (3, 3)]
-
-
-def test_a_folder_there_is_not_rendered_again(folder):
-    before = (folder / "recipe.json").stat().st_mtime_ns
-    assert dataset.ensure(config(folder, workers=2)) == folder
-    assert (folder / "recipe.json").stat().st_mtime_ns == before
-
-
-def test_another_recipe_is_an_error_that_names_both_and_the_remedy(folder):
-    with pytest.raises(ValueError, match=r"rendered with train = 6, but the run file asks for train = 7; change"):
-        dataset.ensure(config(folder, train=7))
 
 
 def test_a_missing_folder_or_split_is_named(folder, tmp_path):

@@ -1,5 +1,6 @@
 """Scenes, sampling and rendering."""
 
+import math
 import random
 from collections import Counter
 from dataclasses import replace
@@ -7,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tvr.render import project, render, render_many
-from tvr.sample_scenes import sample_pair, sample_scene
-from tvr.scene import ATTRIBUTES, SceneObject, Transformation, apply, count_differences, difference, net_changes
+from tvr.render import FIELD_OF_VIEW_DEG, index_map, project, render, render_many
+from tvr.sample_scenes import GAP, MIN_PIXELS, all_visible, sample_pair
+from tvr.scene import ATTRIBUTES, RADIUS, SceneObject, Transformation, apply, count_differences, difference, net_changes
 from tvr.scene_states import sample_states
 
 CUBE = SceneObject(color="red", shape="cube", size="large", material="metal", position=(1.0, 0.0))
@@ -68,34 +69,65 @@ def test_the_same_seed_gives_the_same_pair():
 
 
 def test_sampled_changes_all_change_something():
-    for seed in range(50):
+    for seed in range(20):
         scene, changes = sample_pair(random.Random(seed), 3, 4)
         assert len(difference(scene, apply(scene, changes))) == 4
 
 
 def test_objects_are_numbered_from_left_to_right():
-    scene = sample_scene(random.Random(3), 6)
+    scene, _ = sample_pair(random.Random(3), 6, 4)
     across = [project(item.position, 0.0, "center")[0] for item in scene]
     assert across == sorted(across)
 
 
-def test_every_value_of_every_attribute_is_equally_common():
+def test_what_is_drawn_is_balanced_and_visibility_does_not_tilt_it():
     rng = random.Random(0)
-    items = [item for _ in range(400) for item in sample_scene(rng, 3)]
-    for attribute, values in ATTRIBUTES.items():
-        seen = Counter(getattr(item, attribute) for item in items)
-        expected = 1200 / len(values)
+    pairs = [sample_pair(rng, 3, 2) for _ in range(150)]
+    items = [item for scene, _ in pairs for item in scene]
+    changes = [change for _, pair_changes in pairs for change in pair_changes]
+    counts = [Counter(getattr(item, attribute) for item in items) for attribute in ATTRIBUTES]
+    counts += [Counter(change.attribute for change in changes), Counter(change.index for change in changes)]
+    for attribute in ATTRIBUTES:
+        counts.append(Counter(change.value for change in changes if change.attribute == attribute))
+    for count in counts:
+        expected = count.total() / len(count)
         # A count has a standard deviation below sqrt(expected) (12 for 150): four of them are never seen by chance.
-        assert all(abs(seen[value] - expected) < 4 * expected**0.5 for value in values)
+        assert all(abs(seen - expected) < 4 * expected**0.5 for seen in count.values()), count
+    assert [len(count) for count in counts] == [8, 3, 3, 3, 4, 3, 8, 3, 3, 3]
 
 
-def test_ten_objects_find_room():
-    assert len(sample_scene(random.Random(1), 10)) == 10
+def test_ten_objects_of_any_size_find_room_apart_before_and_after():
+    scene, changes = sample_pair(random.Random(1), 10, 4, "left")
+    for state in (scene, apply(scene, changes)):
+        for index, item in enumerate(state):
+            for other in state[:index]:
+                assert math.dist(item.position, other.position) >= RADIUS[item.size] + RADIUS[other.size] + GAP
+
+
+def test_an_object_behind_another_is_not_visible():
+    # Seen from the centre the small one stands behind the large one; from the side it does not.
+    front = replace(CUBE, position=(0.0, -1.0), shape="sphere")
+    back = replace(BALL, position=(0.0, 1.0))
+    assert not all_visible((front, back), "center")
+    assert all_visible((front, back), "left")
+    # Most of it is hidden, though it shows many pixels.
+    half_hidden = replace(CUBE, position=(0.3, 0.3), shape="sphere")
+    pixels = np.count_nonzero(index_map((front, half_hidden), "center") == 1)
+    assert pixels > 2 * MIN_PIXELS * 160 * 120
+    assert not all_visible((front, half_hidden), "center")
+
+
+def test_the_index_map_shows_where_objects_are():
+    scene = (replace(BALL, position=(-2.0, 0.0), shape="cylinder"), replace(CUBE, position=(2.0, 0.0)))
+    shown = index_map(scene, "center")
+    assert set(np.unique(shown)) == {-1, 0, 1}
+    assert (shown[:, :80] != 1).all()
+    assert (shown[:, 80:] != 0).all()
 
 
 def test_states_of_a_scene_keep_their_places_and_follow_by_one_or_two_changes():
-    for seed in range(20):
-        states = sample_states(random.Random(seed), 3)
+    for seed in range(5):
+        states = sample_states(random.Random(seed), 3, FIELD_OF_VIEW_DEG)
         assert len({tuple(item.position for item in state) for state in states}) == 1
         assert len(difference(states[0], states[1])) in (1, 2)
         assert len(difference(states[2], states[3])) in (1, 2)
@@ -119,7 +151,7 @@ def test_the_left_and_right_cameras_turn_about_the_same_axis():
 
 
 def test_one_worker_renders_in_order():
-    tasks = [((CUBE,), view, (16, 12), 1, 0) for view in ("left", "center")]
+    tasks = [((CUBE,), view, (16, 12), 1, 0, 49.0) for view in ("left", "center")]
     left, center = render_many(tasks, 1)
-    assert np.array_equal(left, render((CUBE,), "left", (16, 12), 1, 0))
-    assert np.array_equal(center, render((CUBE,), "center", (16, 12), 1, 0))
+    assert np.array_equal(left, render((CUBE,), "left", (16, 12), 1, 0, 49.0))
+    assert np.array_equal(center, render((CUBE,), "center", (16, 12), 1, 0, 49.0))

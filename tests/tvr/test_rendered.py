@@ -1,0 +1,107 @@
+"""Rendered data sets: reproducible, resumable, and every object in sight."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tvr import dataset, rendered
+from tvr.config import DataConfig
+from tvr.render import INDEX_MAP_SIZE, index_map
+from tvr.sample_scenes import MIN_PIXELS
+from tvr.scene import apply
+
+
+def config(path: Path, **changes) -> DataConfig:
+    return DataConfig(**{"path": path, "train": 18, "test": 3, "size": (32, 24), "spp": 1, "workers": 1, **changes})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return rendered.ensure(config(tmp_path_factory.mktemp("data") / "pairs"))
+
+
+def all_bytes(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_pictures_and_files_do_not_depend_on_the_number_of_workers(folder, tmp_path):
+    rendered.make(config(tmp_path / "pairs", workers=2))
+    assert all_bytes(tmp_path / "pairs") == all_bytes(folder)
+
+
+def test_another_seed_gives_other_pairs(folder, tmp_path):
+    rendered.make(config(tmp_path / "pairs", train=1, test=1, seed=1))
+    first, other = (dataset.load(path, "train")[0].gold for path in (folder, tmp_path / "pairs"))
+    assert first.scene != other.scene
+
+
+def test_a_killed_run_goes_on_where_it_stopped_and_gives_the_same_bytes(folder, tmp_path):
+    counts, look = ["--train", "18", "--test", "3"], ["--size", "32x24", "--spp", "1", "--workers", "2"]
+    star_r1 = [sys.executable, "-m", "orchestrator.cli"]
+    command = [*star_r1, "data", "make", "--out", str(tmp_path / "pairs"), *counts, *look]
+    unfinished = tmp_path / "pairs.unfinished"
+    running = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
+    while not list(unfinished.glob("*.arrow")):
+        assert running.poll() is None, "it ended before it could be killed"
+        time.sleep(0.01)  # the file system gives no event that would be simpler
+    os.killpg(running.pid, signal.SIGKILL)
+    running.wait()
+    assert not (tmp_path / "pairs").exists()
+
+    whole = {file: file.stat().st_mtime_ns for file in unfinished.glob("*.arrow")}
+    kept: list[bool] = []
+
+    def note(done: int, total: int) -> None:
+        kept.append(all(file.stat().st_mtime_ns == time_ns for file, time_ns in whole.items()))
+
+    rendered.make(config(tmp_path / "pairs"), note)
+    assert all(kept)
+    assert all_bytes(tmp_path / "pairs") == all_bytes(folder)
+    assert [file.name for file in tmp_path.iterdir()] == ["pairs"]
+
+
+def test_what_a_stopped_run_left_belongs_to_its_recipe(tmp_path):
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        rendered.make(config(tmp_path / "pairs"), stop)
+    assert not (tmp_path / "pairs").exists()
+    with pytest.raises(
+        ValueError, match=r"unfinished holds .* seed = 0, not seed = 1 as asked now; give the arguments"
+    ):
+        rendered.make(config(tmp_path / "pairs", seed=1))
+
+
+def test_progress_counts_all_pairs(tmp_path):
+    seen: list[tuple[int, int]] = []
+    rendered.make(config(tmp_path / "pairs", train=9, test=1), lambda done, total: seen.append((done, total)))
+    assert seen == [(8, 10), (9, 10), (10, 10)]
+
+
+def test_a_folder_there_is_not_rendered_again(folder):
+    before = (folder / "recipe.json").stat().st_mtime_ns
+    assert rendered.ensure(config(folder, workers=2)) == folder
+    assert (folder / "recipe.json").stat().st_mtime_ns == before
+    with pytest.raises(FileExistsError, match="remove it"):
+        rendered.make(config(folder))
+
+
+def test_another_recipe_is_an_error_that_names_both_and_the_remedy(folder):
+    with pytest.raises(ValueError, match=r"rendered with train = 18, not train = 19 as asked now; change the run file"):
+        rendered.ensure(config(folder, train=19))
+
+
+def test_every_object_is_visible_in_both_pictures_of_a_pair(tmp_path):
+    rendered.make(config(tmp_path / "pairs", train=9, test=1, objects=(5, 10), changes=(1, 4)))
+    for prompt in dataset.load(tmp_path / "pairs", "train"):
+        gold = prompt.gold
+        for state, view in ((gold.scene, "center"), (apply(gold.scene, gold.transformations), prompt.pair.view)):
+            pixels = np.bincount(index_map(state, view).ravel() + 1, minlength=len(state) + 1)[1:]
+            assert pixels.min() >= MIN_PIXELS * INDEX_MAP_SIZE[0] * INDEX_MAP_SIZE[1]
