@@ -4,7 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from tests.golden import contact_sheet
 from tvr.render import project, render, render_many
 from tvr.scene import RADIUS, VIEWS, SceneObject
 
@@ -59,3 +61,15 @@ def test_the_same_seed_gives_the_same_picture_in_another_process():
     assert all(np.array_equal(a, b) for a, b in zip(here, there, strict=True))
     assert np.array_equal(here[0], here[1])
     assert not np.array_equal(here[0], here[2])
+
+
+@pytest.mark.parametrize(
+    ("row", "column"), [(0, 0), (3, 4), (8, 8)], ids=["large rubber cube", "large metal sphere", "small glass cylinder"]
+)
+def test_the_contact_sheet_shows_what_is_rendered_today(row, column):
+    with Image.open(contact_sheet.SHEET) as sheet:
+        pixels = np.array(sheet.convert("RGB")).astype(int)
+    height, width = contact_sheet.HEIGHT, contact_sheet.WIDTH
+    shown = pixels[row * height : (row + 1) * height, column * width : (column + 1) * width]
+    today = contact_sheet.cell(*contact_sheet.ROWS[row], *contact_sheet.COLUMNS[column])
+    assert np.abs(shown - today).mean() < 0.5  # of 255; another CPU may round otherwise
