@@ -13,7 +13,7 @@ from tvr.scene import Transformation
 
 _TAG = re.compile(r"<(/?)(think|answer)>", re.IGNORECASE | re.ASCII)
 # Possessive, so that a text that does not match is given up after one scan.
-_TRIPLETS = re.compile(r"(?:[0-9]++\.[a-z_]{1,32}+\.[a-z0-9_-]{1,32}+(?:,(?!$)|$))*+")
+_TRIPLETS = re.compile(r"(?:[0-9]++\.[a-z_]++\.[a-z0-9_-]++(?:,(?!$)|$))*+")
 _LARGEST_INDEX = 10**9
 _ORDER = ["<think>", "</think>", "<answer>", "</answer>"]
 
@@ -64,7 +64,9 @@ def format_answer(triplets: tuple[Transformation, ...], reasoning: str) -> str:
 
 
 def _parse_triplets(text: str) -> tuple[Transformation, ...] | Malformed:
-    packed = "".join(text.split()).lower() if text.isascii() else "".join(text.split())
+    packed = "".join(text.split())
+    if packed.isascii():  # else a look-alike could become a letter
+        packed = packed.lower()
     if not packed:
         return ()
     readable = _TRIPLETS.match(packed)
