@@ -19,7 +19,7 @@ from tvr.scene import ATTRIBUTES, RADIUS, VIEWS, VISIBLE, Scene, SceneObject, Tr
 
 GAP = 0.15  # between any two solids on the ground, scene units; TRANCE's
 MIN_PIXELS = 150 / (320 * 240)  # of the picture; TRANCE's threshold
-MIN_SHARE = 0.4  # of the pixels that the object would have alone
+MIN_SHARE = 0.5  # of the pixels that the object would have alone
 TRIES_PER_DRAW = 60
 MAX_DRAWS = 200
 PLACES_PER_TRY = 40  # for each object
@@ -104,7 +104,7 @@ def change_cell(rng: random.Random, scene: Scene, index: int, attribute: str) ->
 def all_visible(scene: Scene, view: str, field_of_view: float = FIELD_OF_VIEW_DEG) -> bool:
     """Whether the picture of *scene* shows enough of every object: measured, with the solids that are rendered.
 
-    Enough is TRANCE's share of the picture, and 40 % of what it would show of the object alone.
+    Enough is TRANCE's share of the picture, and half of what it would show of the object alone.
     """
     shown = index_map(scene, view, field_of_view=field_of_view)
     pixels = np.bincount(shown.ravel() + 1, minlength=len(scene) + 1)[1:]
