@@ -125,7 +125,8 @@ class RolloutEngine:
 
     def shutdown(self) -> None:
         # On a CPU the engine's process does not end by itself: it is killed after this time, by default five seconds.
-        self._llm.shutdown(timeout=1.0 if _on_cpu() else None)
+        self._llm.shutdown(timeout=1.0 if on_cpu() else None)
+        del self._llm  # vLLM's own clean-up fails if it happens only when the interpreter ends
 
     def _sampling_params(self, prompt: Prompt, num_samples: int, seed: int, greedy: bool) -> Any:
         from vllm import SamplingParams
@@ -205,7 +206,8 @@ def _decode(prompt_id: str, which: str, encoded: bytes) -> Image.Image:
         raise ValueError(f"prompt {prompt_id}: its {which} picture is not an image that can be decoded") from error
 
 
-def _on_cpu() -> bool:
+def on_cpu() -> bool:
+    """Whether vLLM runs on a CPU here."""
     from vllm.platforms import current_platform
 
     return bool(current_platform.is_cpu())
@@ -214,7 +216,7 @@ def _on_cpu() -> bool:
 def _start_vllm(config: RolloutConfig, model: str, picture_cache_name: str) -> Any:
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ["VLLM_OBJECT_STORAGE_SHM_BUFFER_NAME"] = picture_cache_name
-    if _on_cpu():
+    if on_cpu():
         if config.kv_cache_mib is None:
             raise ValueError("rollout.kv_cache_mib is not set; on a CPU give the engine a size, for example 64")
         # Before the rest of vllm is imported, which reads them.
@@ -223,7 +225,7 @@ def _start_vllm(config: RolloutConfig, model: str, picture_cache_name: str) -> A
     from vllm.v1.engine.async_llm import AsyncLLM
 
     on_device: dict[str, Any] = {"gpu_memory_utilization": config.gpu_memory_utilization}
-    if _on_cpu():
+    if on_cpu():
         # A prompt cut in pieces would end the engine: the token sampled after a piece is taken back, and with it the
         # state of the request's random generator, which a CPU's cannot do.
         on_device = {
@@ -237,7 +239,7 @@ def _start_vllm(config: RolloutConfig, model: str, picture_cache_name: str) -> A
             dtype=config.dtype,
             max_model_len=config.max_model_len,
             max_num_seqs=config.max_num_seqs,
-            enforce_eager=config.enforce_eager or _on_cpu(),
+            enforce_eager=config.enforce_eager or on_cpu(),
             tensor_parallel_size=config.tensor_parallel_size,
             kv_cache_memory_bytes=None if config.kv_cache_mib is None else config.kv_cache_mib << 20,
             limit_mm_per_prompt={"image": PICTURES_PER_PROMPT, "video": 0},

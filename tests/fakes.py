@@ -1,9 +1,12 @@
-"""Fakes of the three roles, for tests of timing and failure. They wait for events, never for the clock."""
+"""Fakes of the three roles, for tests of timing and failure. They wait for events, never for the clock. And of a chat
+server, which answers as the test says."""
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any, Self
 
 import numpy as np
+from aiohttp import web
 
 from tvr.answer import Answer, parse
 from tvr.prompt import build_messages
@@ -123,3 +126,44 @@ class FakeLearner:
 
     async def save(self, folder: str) -> None:
         self.events.append(f"save {folder}")
+
+
+class FakeChatServer:
+    """An OpenAI-compatible server on the loopback: gives *answers*, a status and a body each, in turn; keeps what came.
+
+    Clients are told to try again after a millisecond.
+    """
+
+    def __init__(self, *answers: tuple[int, Any]) -> None:
+        self.requests: list[dict[str, Any]] = []
+        self.keys: list[str] = []
+        self._answers = iter(answers)
+        app = web.Application(client_max_size=1 << 24)
+        app.router.add_post("/v1/chat/completions", self._complete)
+        self._runner = web.AppRunner(app)
+
+    async def __aenter__(self) -> Self:
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}/v1"
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._runner.cleanup()
+
+    async def _complete(self, request: web.Request) -> web.Response:
+        self.requests.append(await request.json())
+        self.keys.append(request.headers["Authorization"])
+        status, body = next(self._answers)
+        if isinstance(body, str):
+            return web.Response(status=status, text=body)
+        return web.json_response(body, status=status, headers={"retry-after-ms": "1"})
+
+
+def chat_completion(text: str | None, finish: str = "stop", num_tokens: int | None = 7) -> tuple[int, dict[str, Any]]:
+    """A good answer of a chat server; without *num_tokens*, one that does not count."""
+    choice = {"index": 0, "finish_reason": finish, "message": {"role": "assistant", "content": text}}
+    body: dict[str, Any] = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
+    if num_tokens is not None:
+        body["usage"] = {"prompt_tokens": 1, "completion_tokens": num_tokens, "total_tokens": 1 + num_tokens}
+    return 200, body
