@@ -6,17 +6,20 @@ import logging
 import sys
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
-from pydantic import ValidationError
 from rich.console import Console
 
-from orchestrator.config import ConfigError, load_run_config
+from orchestrator.arguments import add_command, with_epilog
+from orchestrator.config import ConfigError, first_of, load_run_config
+from orchestrator.data_commands import add_data_commands
+from orchestrator.score_commands import add_score_commands
 
 DESCRIPTION = "Train a vision-language model by reinforcement learning to see what changed between two pictures."
 EXAMPLES = """examples:
   star-r1 train deploy/runs/tiny_cpu.toml
   star-r1 train deploy/runs/tiny_cpu.toml --set loop.steps=20 --set rollout.workers=2 --out output/try
+  star-r1 eval --model output/try/model --data data/tiny
+  star-r1 data show data/tiny --out output/tiny.html
   ray job submit --working-dir . -- star-r1 train deploy/runs/tiny_cpu.toml
 """
 
@@ -35,10 +38,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = _parser(argparse.ArgumentParser("star-r1", description=DESCRIPTION), EXAMPLES)
+    parser = with_epilog(argparse.ArgumentParser("star-r1", description=DESCRIPTION), EXAMPLES)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    train = _command(
+    train = add_command(
         commands, "train", "run GRPO as a run file says", "star-r1 train deploy/runs/tiny_cpu.toml --set loop.steps=20"
     )
     train.add_argument("run_file", type=Path, metavar="RUN.toml", help="a complete run file, see deploy/runs/")
@@ -48,24 +51,10 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--out", type=Path, metavar="DIR", help="run directory (default: output/RUN-<date and time>)")
     train.set_defaults(run=run_train)
 
-    data = _command(commands, "data", "make data sets", "star-r1 data make --out data/small --train 100 --test 20")
-    data_commands = data.add_subparsers(metavar="COMMAND", required=True)
-    make = _command(
-        data_commands, "make", "render a data set", "star-r1 data make --out data/small --train 100 --test 20 --seed 7"
-    )
-    make.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write; must not exist")
-    make.add_argument("--settings", default="basic,event,view", metavar="A,B", help="default: %(default)s")
-    make.add_argument("--train", type=int, required=True, metavar="N", help="training pairs")
-    make.add_argument("--test", type=int, required=True, metavar="N", help="held-out pairs")
-    make.add_argument("--objects", type=_range, default=(2, 3), metavar="MIN-MAX", help="objects a scene (2-3)")
-    make.add_argument("--changes", type=_range, default=(1, 2), metavar="MIN-MAX", help="changes a pair (1-2)")
-    make.add_argument("--size", type=_size, default=(160, 120), metavar="WxH", help="picture size (160x120)")
-    make.add_argument("--spp", type=int, default=16, metavar="K", help="samples per pixel (%(default)s)")
-    make.add_argument("--seed", type=int, default=0, metavar="S", help="seed of everything (%(default)s)")
-    make.add_argument("--workers", type=int, default=0, metavar="W", help="rendering processes; 0: one per core")
-    make.set_defaults(run=run_data_make)
+    add_data_commands(commands)
+    add_score_commands(commands)
 
-    policy = _command(
+    policy = add_command(
         commands,
         "tiny-policy",
         "make a freshly initialised tiny Qwen2.5-VL",
@@ -75,7 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     policy.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the weights (%(default)s)")
     policy.set_defaults(run=run_tiny_policy)
 
-    pretrain = _command(
+    pretrain = add_command(
         commands,
         "pretrain",
         "teach a tiny policy to see, from rendered scenes; goes on where it stopped",
@@ -95,30 +84,7 @@ def run_train(options: argparse.Namespace) -> None:
     try:
         asyncio.run(run_training(config, out, Console()))
     except* ConfigError as group:
-        raise _first(group) from None
-
-
-def run_data_make(options: argparse.Namespace) -> None:
-    from orchestrator.display import counting
-    from tvr.config import DataConfig
-    from tvr.rendered import make
-
-    wanted = {key: getattr(options, key) for key in ("train", "test", "objects", "changes", "size", "spp", "seed")}
-    try:
-        config = DataConfig(
-            path=options.out, settings=tuple(options.settings.split(",")), workers=options.workers, **wanted
-        )
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise ConfigError(f"data make: {key} = {first['input']!r}: {first['msg']}") from error
-    console = Console()
-    try:
-        with counting(console, "rendering pairs") as counter:
-            make(config, counter)
-    except FileExistsError as error:
-        raise ConfigError(f"data make: {error}") from error
-    console.print(f"wrote {config.train} + {config.test} pairs to {config.path}", highlight=False)
+        raise first_of(group) from None
 
 
 def run_tiny_policy(options: argparse.Namespace) -> None:
@@ -136,36 +102,6 @@ def run_pretrain(options: argparse.Namespace) -> None:
     except (OSError, ValueError) as error:
         raise ConfigError(f"{options.run_file}: {error}") from error
     Console().print(f"the model is in {pretrain(config)}", highlight=False)
-
-
-def _first(group: BaseExceptionGroup[ConfigError]) -> ConfigError:
-    first = group.exceptions[0]
-    return _first(first) if isinstance(first, BaseExceptionGroup) else first
-
-
-def _command(commands: Any, name: str, what: str, example: str) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=what, description=what[:1].upper() + what[1:] + ".")
-    return _parser(parser, f"example:\n  {example}\n")
-
-
-def _parser(parser: argparse.ArgumentParser, epilog: str) -> argparse.ArgumentParser:
-    parser.epilog = epilog
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    return parser
-
-
-def _range(text: str) -> tuple[int, int]:
-    low, dash, high = text.partition("-")
-    if not low.isdigit() or (dash and not high.isdigit()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not MIN-MAX, for example 2-3")
-    return int(low), int(high) if dash else int(low)
-
-
-def _size(text: str) -> tuple[int, int]:
-    width, _, height = text.lower().partition("x")
-    if not (width.isdigit() and height.isdigit()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT, for example 160x120")
-    return int(width), int(height)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,12 @@ class ConfigError(ValueError):
     """A run file or a `--set` that cannot be used; its text is meant for the user."""
 
 
+def first_of(group: BaseExceptionGroup[ConfigError]) -> ConfigError:
+    """One message for a user, of the errors of parallel tasks."""
+    first = group.exceptions[0]
+    return first_of(first) if isinstance(first, BaseExceptionGroup) else first
+
+
 class LoopConfig(BaseModel):
     """How long to run, and how far sampling may run ahead of learning."""
 

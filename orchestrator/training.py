@@ -22,9 +22,9 @@ from orchestrator.metrics import MetricsFile, read_rows, step_row
 from orchestrator.ray_roles import RayMetrics
 from orchestrator.window import Window
 from tvr.dataset import PromptOrder, load
-from tvr.rendered import ensure
 from tvr.metrics import MetricsReport
 from tvr.records import ScoredGroup, StepReport
+from tvr.rendered import ensure
 
 logger = logging.getLogger(__name__)
 

@@ -5,13 +5,14 @@ the config by its import path.
 """
 
 import importlib
+import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import lru_cache, partial
 
 from reward_service.config import ABLATIONS, RewardConfig
 from tvr.answer import Answer, parse
-from tvr.records import Gold, Score
+from tvr.records import Gold, Score, ScoringFailure
 from tvr.scene import Transformation
 
 Rule = Callable[[str, Gold], Mapping[str, float]]
@@ -30,6 +31,9 @@ OBJECT_REWARD = 0.5
 WRONG_PENALTY = -1.0
 INACTION_PENALTY = -1.0
 
+_parse = lru_cache(maxsize=1)(parse)
+"""A built-in rule and `score` read the same reply, one after the other."""
+
 
 def star(reply: str, gold: Gold, config: RewardConfig) -> dict[str, float]:
     """STAR-R1's reward: *format*, *value*, *attribute*, *object*, *miss* (wrong predictions) and *inaction*.
@@ -38,7 +42,7 @@ def star(reply: str, gold: Gold, config: RewardConfig) -> dict[str, float]:
     in the order written; a repeated triplet matches nothing. Without the attribute tier, one of object and attribute
     counts as one of the object alone.
     """
-    answer = parse(reply)
+    answer = _parse(reply)
     predicted = answer.triplets if isinstance(answer, Answer) else ()
     if not config.duplicate_is_wrong:
         predicted = tuple(dict.fromkeys(predicted))
@@ -59,7 +63,7 @@ def star(reply: str, gold: Gold, config: RewardConfig) -> dict[str, float]:
 
 def naive(reply: str, gold: Gold, config: RewardConfig) -> dict[str, float]:
     """The sparse baseline: *format*, and *exact* only if the triplets are the true ones, each once, in any order."""
-    answer = parse(reply)
+    answer = _parse(reply)
     exact = isinstance(answer, Answer) and Counter(answer.triplets) == Counter(gold.changes)
     return {
         "format": FORMAT_REWARD if isinstance(answer, Answer) else 0.0,
@@ -122,4 +126,12 @@ def score(rule: Rule, reply: str, gold: Gold) -> Score:
     if not isinstance(parts, Mapping):
         raise TypeError(f"the rule returned {parts!r}; it must return a dict of named terms")
     terms = {name: float(value) for name, value in parts.items()}
-    return Score(total=sum(terms.values()), parts=terms, answer=parse(reply))
+    return Score(total=sum(terms.values()), parts=terms, answer=_parse(reply))
+
+
+def score_sample(rule: Rule, sample_id: str, reply: str, gold: Gold) -> Score:
+    """`score`. When it raises, that is a ScoringFailure with the traceback as its cause."""
+    try:
+        return score(rule, reply, gold)
+    except Exception as error:  # whatever a user's rule may raise
+        raise ScoringFailure(sample_id, traceback.format_exc()) from error

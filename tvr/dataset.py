@@ -10,15 +10,17 @@ import random
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, overload
 
 import datasets
+import pyarrow
 from datasets.arrow_writer import ArrowWriter
 
 from tvr.prompt import build_messages
 from tvr.records import Gold, ImagePair, Prompt
-from tvr.scene import SceneObject, Transformation
+from tvr.scene import VIEWS, SceneObject, Transformation
 
 SPLITS = ("train", "test")
 FEATURES = datasets.Features(
@@ -45,6 +47,7 @@ FEATURES = datasets.Features(
 )
 RECIPE = "recipe.json"
 """Beside the rows: how they were made."""
+_GOLDS_PER_BATCH = 1000
 
 Progress = Callable[[int, int], None]
 """Called with the number of pairs (or samples) done and their total."""
@@ -61,25 +64,11 @@ def write_folder(folder: Path, splits: Mapping[str, Iterable[Mapping[str, Any]]]
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    text = json.dumps(recipe, indent=2)
-    written = {}
-    for split, rows in splits.items():
-        with ArrowWriter(features=FEATURES, path=str(part / f"{split}.arrow"), writer_batch_size=64) as writer:
-            for row in rows:
-                writer.write(row)
-            count, _ = writer.finalize()
-        if count:
-            stored = datasets.Dataset.from_file(str(part / f"{split}.arrow"), split=split)
-            # Given, because the default fingerprint depends on the time, and the folder would not be reproducible.
-            fingerprint = hashlib.sha256(f"{text}{split}".encode()).hexdigest()[:16]
-            written[split] = datasets.Dataset(stored.data, info=stored.info, split=split, fingerprint=fingerprint)
-    if not written:
-        raise ValueError(f"there is no row to write to {folder}")
-    with _no_progress_bars():
-        datasets.DatasetDict(written).save_to_disk(part / "done")
-    (part / "done" / RECIPE).write_text(text + "\n")
-    os.replace(part / "done", folder)
-    shutil.rmtree(part)
+    try:
+        _write_parts(part, splits, json.dumps(recipe, indent=2))
+        os.replace(part / "done", folder)
+    finally:
+        shutil.rmtree(part)
 
 
 class PromptSet(Sequence[Prompt]):
@@ -104,12 +93,31 @@ class PromptSet(Sequence[Prompt]):
 
 def load(folder: Path, split: str) -> PromptSet:
     """The prompts of *split*. Raises FileNotFoundError without a data set, ValueError when it has no such split."""
-    if not (folder / "dataset_dict.json").exists():
-        raise FileNotFoundError(f"there is no data set in {folder}; render one, or correct the path")
-    splits = datasets.load_from_disk(folder)
-    if split not in splits:
-        raise ValueError(f"{folder} has no split {split!r}; it has {', '.join(splits)}")
-    return PromptSet(splits[split])
+    return PromptSet(_load_rows(folder, split))
+
+
+class GoldSet:
+    """The truth of one split, without its pictures; read in batches, so that a million are read in seconds."""
+
+    def __init__(self, rows: datasets.Dataset) -> None:
+        self._rows = rows.select_columns(["id", "setting", "view", "objects", "transformations"]).with_format("arrow")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def ids(self) -> list[str]:
+        batches = self._rows.select_columns(["id"]).iter(_GOLDS_PER_BATCH)
+        return [sample_id for batch in batches for sample_id in _to_list(batch["id"], "id")]
+
+    def __iter__(self) -> Iterator[tuple[str, str, Gold]]:
+        """Id, view and truth of each row. Raises ValueError, with its id, on a row that makes no sense."""
+        for batch in self._rows.iter(_GOLDS_PER_BATCH):
+            yield from _to_golds(batch)
+
+
+def load_golds(folder: Path, split: str) -> GoldSet:
+    """The truth of *split*, for a scorer. Raises as `load` does."""
+    return GoldSet(_load_rows(folder, split))
 
 
 class PromptOrder:
@@ -147,6 +155,35 @@ class PromptOrder:
         return self._prompts[self._shuffled[1][place]]
 
 
+def _write_parts(part: Path, splits: Mapping[str, Iterable[Mapping[str, Any]]], recipe: str) -> None:
+    """The folder-to-be, in `part/done`."""
+    written = {}
+    for split, rows in splits.items():
+        with ArrowWriter(features=FEATURES, path=str(part / f"{split}.arrow"), writer_batch_size=64) as writer:
+            for row in rows:
+                writer.write(row)
+            count, _ = writer.finalize()
+        if count:
+            stored = datasets.Dataset.from_file(str(part / f"{split}.arrow"), split=split)
+            # Given, because the default fingerprint depends on the time, and the folder would not be reproducible.
+            fingerprint = hashlib.sha256(f"{recipe}{split}".encode()).hexdigest()[:16]
+            written[split] = datasets.Dataset(stored.data, info=stored.info, split=split, fingerprint=fingerprint)
+    if not written:
+        raise ValueError(f"there is no row to write to {part.with_suffix('')}")
+    with _no_progress_bars():
+        datasets.DatasetDict(written).save_to_disk(part / "done")
+    (part / "done" / RECIPE).write_text(recipe + "\n")
+
+
+def _load_rows(folder: Path, split: str) -> datasets.Dataset:
+    if not (folder / "dataset_dict.json").exists():
+        raise FileNotFoundError(f"there is no data set in {folder}; render one, or correct the path")
+    splits = datasets.load_from_disk(folder)
+    if split not in splits:
+        raise ValueError(f"{folder} has no split {split!r}; it has {', '.join(splits)}")
+    return splits[split]
+
+
 def _to_prompt(row: dict[str, Any]) -> Prompt:
     scene = tuple(SceneObject(**{**item, "position": tuple(item["position"])}) for item in row["objects"])
     changes = tuple(Transformation(**change) for change in row["transformations"])
@@ -156,6 +193,51 @@ def _to_prompt(row: dict[str, Any]) -> Prompt:
         messages=build_messages(scene),
         gold=Gold(setting=row["setting"], scene=scene, transformations=changes),
     )
+
+
+def _to_golds(batch: pyarrow.Table) -> Iterator[tuple[str, str, Gold]]:
+    """Whole columns become lists first: row by row, the conversion would cost more than everything else."""
+    objects, num_objects = _flatten(batch, "objects")
+    coordinates = _to_list(objects["position"].flatten(), "position")
+    positions = zip(coordinates[0::2], coordinates[1::2], strict=True)
+    looks = (_to_list(objects[name], name) for name in ("color", "shape", "size", "material", "rotation"))
+    items = (
+        SceneObject(color=color, shape=shape, size=size, material=material, rotation=rotation, position=position)
+        for color, shape, size, material, rotation, position in zip(*looks, positions, strict=True)
+    )
+    changes, num_changes = _flatten(batch, "transformations")
+    fields = (_to_list(changes[name], name) for name in Transformation._fields)
+    transformations = map(Transformation._make, zip(*fields, strict=True))
+    names = (_to_list(batch[name], name) for name in ("id", "setting", "view"))
+    for sample_id, setting, view, objects_here, changes_here in zip(*names, num_objects, num_changes, strict=True):
+        try:
+            scene = tuple(islice(items, objects_here))
+            gold = Gold(setting=setting, scene=scene, transformations=tuple(islice(transformations, changes_here)))
+            _check_gold(gold, view)
+        except ValueError as error:
+            raise ValueError(f"sample {sample_id}: {error}") from error
+        yield sample_id, view, gold
+
+
+def _check_gold(gold: Gold, view: str) -> None:
+    if view not in VIEWS:
+        raise ValueError(f"view is {view!r}; it must be one of {', '.join(VIEWS)}")
+    for change in gold.transformations:
+        if not change.is_valid_in(gold.scene):
+            raise ValueError(f"the true change {change} is not possible in a scene of {len(gold.scene)} objects")
+
+
+def _flatten(batch: pyarrow.Table, name: str) -> tuple[dict[str, pyarrow.Array], list[int]]:
+    """A column of lists of records: one array for each field of the records, and the length of each list."""
+    lists = batch[name].combine_chunks()
+    records = lists.flatten()
+    return dict(zip(records.type.names, records.flatten(), strict=True)), _to_list(lists.value_lengths(), name)
+
+
+def _to_list(values: pyarrow.Array | pyarrow.ChunkedArray, name: str) -> list[Any]:
+    if values.null_count:
+        raise ValueError(f"{name} is missing (null) in {values.null_count} places; write it")
+    return values.to_pylist()
 
 
 @contextmanager

@@ -4,12 +4,13 @@ They look at states: the predicted triplets are applied to the initial state in 
 counts as predicting nothing. All accuracies are shares in [0, 1]; a mean over no samples is None, never 0.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from tvr.answer import Answer, Malformed
 from tvr.records import Gold
-from tvr.scene import VIEWS, apply, count_differences
+from tvr.scene import VIEWS, Transformation, count_final_differences
 
 METRICS = (
     "Basic/ObjAcc",
@@ -27,15 +28,14 @@ METRICS = (
 OBJECT_BANDS = {"1-3": (1, 3), "4-6": (4, 6), "7-8": (7, 8), "9-10": (9, 10)}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Judgement:
+class Judgement(NamedTuple):
     """One reply against the truth.
 
     *acc*: the state reached is exactly the true final one, by valid triplets only. *diff*: (object, attribute) cells in
     which the two differ, plus 1 for each triplet that is impossible in the scene. *ndiff*: *diff* by the number of true
     changes (by 1 if there are none). *object_acc*, *attribute_acc*, *value_acc*: something was predicted and every
     triplet has the true index / attribute / attribute and value; None unless exactly one change is true. *num_objects*
-    counts those in sight at first. *num_tokens* is None where nobody counted.
+    counts those in sight at first. *num_tokens* is None where nobody counted. A tuple, because a million may be made.
     """
 
     setting: str
@@ -81,11 +81,8 @@ def judge(answer: Answer | Malformed, gold: Gold, *, view: str, num_tokens: int 
     predicted = answer.triplets if isinstance(answer, Answer) else ()
     valid = [triplet for triplet in predicted if triplet.is_valid_in(gold.scene)]
     num_invalid = len(predicted) - len(valid)
-    diff = num_invalid + count_differences(apply(gold.scene, valid), apply(gold.scene, truth))
-
-    def every(same: Callable[..., bool]) -> bool | None:
-        return bool(predicted) and all(same(triplet, truth[0]) for triplet in predicted) if len(truth) == 1 else None
-
+    diff = num_invalid + count_final_differences(gold.scene, valid, truth)
+    object_acc, attribute_acc, value_acc = _compare(predicted, truth[0]) if len(truth) == 1 else (None, None, None)
     return Judgement(
         setting=gold.setting,
         view=view,
@@ -96,9 +93,9 @@ def judge(answer: Answer | Malformed, gold: Gold, *, view: str, num_tokens: int 
         acc=diff == 0,
         diff=diff,
         ndiff=diff / max(1, len(truth)),
-        object_acc=every(lambda triplet, true: triplet.index == true.index),
-        attribute_acc=every(lambda triplet, true: triplet.attribute == true.attribute),
-        value_acc=every(lambda triplet, true: (triplet.attribute, triplet.value) == (true.attribute, true.value)),
+        object_acc=object_acc,
+        attribute_acc=attribute_acc,
+        value_acc=value_acc,
     )
 
 
@@ -146,6 +143,17 @@ def table_rows(columns: Mapping[str, MetricsReport]) -> list[tuple[str, list[flo
     rows.append(("reply length, tokens", [report.mean_tokens for report in reports]))
     rows.append(("samples", [float(report.num_samples) for report in reports]))
     return rows
+
+
+def _compare(predicted: Sequence[Transformation], true: Transformation) -> tuple[bool, bool, bool]:
+    """Whether something was predicted, and every triplet has the true index / attribute / attribute and value."""
+    if not predicted:
+        return False, False, False
+    return (
+        all(triplet.index == true.index for triplet in predicted),
+        all(triplet.attribute == true.attribute for triplet in predicted),
+        all(triplet[1:] == true[1:] for triplet in predicted),
+    )
 
 
 def _accuracy(judgements: Iterable[Judgement]) -> float | None:

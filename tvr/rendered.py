@@ -36,16 +36,15 @@ Block = tuple[str, int, int]
 def ensure(config: DataConfig, progress: Progress | None = None) -> Path:
     """The folder that *config* describes, rendered if it is missing.
 
-    A folder without a recipe was not rendered here and is taken as it is. Raises ValueError when the folder was
-    rendered by another recipe.
+    A folder that was not rendered here, such as a converted one, is taken as it is. Raises ValueError when the folder
+    was rendered by another recipe.
     """
     if not config.path.exists():
         logger.info("rendering %d + %d pairs into %s", config.train, config.test, config.path)
         make(config, progress)
-    elif (config.path / RECIPE).exists() and (differing := _differing(config.path, config)):
+    elif _is_rendered(config.path) and (differing := _differing(config.path, config)):
         raise ValueError(
-            f"{config.path} was rendered with {differing}; "
-            "change the run file, remove the folder, or give another path"
+            f"{config.path} was rendered with {differing}; change the run file, remove the folder, or give another path"
         )
     return config.path
 
@@ -93,6 +92,11 @@ def _claim(config: DataConfig) -> Path:
             "give the arguments of that run to go on, or remove the folder"
         )
     return unfinished
+
+
+def _is_rendered(folder: Path) -> bool:
+    recipe = folder / RECIPE
+    return recipe.exists() and "spp" in json.loads(recipe.read_text())
 
 
 def _differing(folder: Path, config: DataConfig) -> str:

@@ -7,6 +7,7 @@ STAR-R1's task has the four `ATTRIBUTES`. TRANCE also moves objects: `position` 
 applied and compared, so that samples with moves can be read and judged, but it is asked for nowhere.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -36,6 +37,8 @@ DIRECTIONS = {
 }
 MOVES = tuple(f"{direction}-{steps}" for direction in DIRECTIONS for steps in (1, 2))
 """Values of `position`: a direction and a number of steps."""
+_POSSIBLE = {**ATTRIBUTES, "position": MOVES}
+_SAME_PLACE = 1e-6  # sums of steps are not exact
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,6 +59,8 @@ class SceneObject:
     rotation: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.color in COLORS and self.shape in SHAPES and self.size in SIZES and self.material in MATERIALS:
+            return  # before the loop, which only finds what is wrong: scenes are read by the million
         for attribute, values in ATTRIBUTES.items():
             value = getattr(self, attribute)
             if value not in values:
@@ -66,7 +71,7 @@ class SceneObject:
 
     @property
     def in_sight(self) -> bool:
-        return all(abs(coordinate) <= VISIBLE for coordinate in self.position)
+        return _in_sight(self.position)
 
 
 Scene = tuple[SceneObject, ...]
@@ -90,8 +95,7 @@ class Transformation(NamedTuple):
 
     def is_valid_in(self, scene: Scene) -> bool:
         """Whether the object is in *scene* and the attribute can take the value."""
-        values = MOVES if self.attribute == "position" else ATTRIBUTES.get(self.attribute, ())
-        return 0 <= self.index < len(scene) and self.value in values
+        return 0 <= self.index < len(scene) and self.value in _POSSIBLE.get(self.attribute, ())
 
 
 def apply(scene: Scene, transformations: Iterable[Transformation]) -> Scene:
@@ -100,14 +104,8 @@ def apply(scene: Scene, transformations: Iterable[Transformation]) -> Scene:
     Raises ValueError on an invalid one.
     """
     objects = list(scene)
-    for change in transformations:
-        if not change.is_valid_in(scene):
-            raise ValueError(f"{change} is not possible in a scene of {len(scene)} objects")
-        item = objects[change.index]
-        values: dict[str, Any] = {change.attribute: change.value}
-        if change.attribute == "position":
-            values = {"position": _moved(item.position, change.value)}
-        objects[change.index] = replace(item, **values)
+    for (index, attribute), value in _final_cells(scene, transformations).items():
+        objects[index] = replace(objects[index], **{attribute: value})
     return tuple(objects)
 
 
@@ -126,8 +124,24 @@ def count_differences(before: Scene, after: Scene) -> int:
 
     All places out of sight are the same place, as in TRANCE.
     """
-    moved = sum(old.position != new.position and (old.in_sight or new.in_sight) for old, new in _paired(before, after))
+    moved = sum(_differ("position", old.position, new.position) for old, new in _paired(before, after))
     return len(difference(before, after)) + moved
+
+
+def count_final_differences(
+    scene: Scene, transformations: Iterable[Transformation], others: Iterable[Transformation]
+) -> int:
+    """`count_differences` of what the two lists make of *scene*, without making either: a look at the touched cells.
+
+    Raises ValueError on an invalid transformation.
+    """
+    ours, theirs = _final_cells(scene, transformations), _final_cells(scene, others)
+    count = 0
+    for cell in ours.keys() | theirs.keys():
+        index, attribute = cell
+        initial = getattr(scene[index], attribute)
+        count += _differ(attribute, ours.get(cell, initial), theirs.get(cell, initial))
+    return count
 
 
 def net_changes(scene: Scene, transformations: Iterable[Transformation]) -> tuple[Transformation, ...]:
@@ -135,22 +149,47 @@ def net_changes(scene: Scene, transformations: Iterable[Transformation]) -> tupl
 
     TRANCE sometimes changes one cell twice; nobody who looks at the two pictures can know the value in between.
     """
-    transformations = tuple(transformations)
-    last = {(change.index, change.attribute): place for place, change in enumerate(transformations)}
-    return tuple(
-        change
-        for place, change in enumerate(transformations)
-        if change.attribute == "position"
-        or (
-            last[change.index, change.attribute] == place
-            and getattr(scene[change.index], change.attribute) != change.value
-        )
-    )
+    moves_and_cells: dict[tuple[int, str] | int, Transformation] = {}
+    for place, change in enumerate(transformations):
+        index, attribute, value = change
+        if attribute == "position":
+            moves_and_cells[place] = change
+            continue
+        moves_and_cells.pop((index, attribute), None)  # so that the last value of a cell has its own place in the order
+        if getattr(scene[index], attribute) != value:
+            moves_and_cells[index, attribute] = change
+    return tuple(moves_and_cells.values())
+
+
+def _final_cells(scene: Scene, transformations: Iterable[Transformation]) -> dict[tuple[int, str], Any]:
+    """The last value of every cell (object index, attribute) that is touched; moves add up."""
+    cells: dict[tuple[int, str], Any] = {}
+    for change in transformations:
+        if not change.is_valid_in(scene):
+            raise ValueError(f"{change} is not possible in a scene of {len(scene)} objects")
+        index, attribute, value = change
+        cell = (index, attribute)
+        if attribute == "position":
+            cells[cell] = _moved(cells.get(cell, scene[index].position), value)
+        else:
+            cells[cell] = value
+    return cells
+
+
+def _differ(attribute: str, one: Any, other: Any) -> bool:
+    if attribute != "position":
+        return bool(one != other)
+    return math.dist(one, other) > _SAME_PLACE and (_in_sight(one) or _in_sight(other))
+
+
+def _in_sight(position: tuple[float, float]) -> bool:
+    x, y = position
+    return abs(x) <= VISIBLE + _SAME_PLACE and abs(y) <= VISIBLE + _SAME_PLACE
 
 
 def _moved(position: tuple[float, float], move: str) -> tuple[float, float]:
     direction, _, steps = move.rpartition("-")
-    x, y = (round(at + STEP * int(steps) * along, 6) for at, along in zip(position, DIRECTIONS[direction], strict=True))
+    x, y = (at + STEP * int(steps) * along for at, along in zip(position, DIRECTIONS[direction], strict=True))
     return x, y
 
 

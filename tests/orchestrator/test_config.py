@@ -65,7 +65,7 @@ def test_a_wrong_key_ends_with_status_2_and_no_traceback():
 
 def test_another_recipe_than_the_data_set_has_ends_with_status_2_and_leaves_nothing_behind(tmp_path):
     (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "recipe.json").write_text('{"seed": 7}')
+    (tmp_path / "data" / "recipe.json").write_text('{"seed": 7, "spp": 8}')
     command = [sys.executable, "-m", "orchestrator.cli", "train", str(TINY), "--out", str(tmp_path / "run")]
     ended = subprocess.run([*command, "--set", f"data.path={tmp_path}/data"], capture_output=True, text=True)
     assert ended.returncode == 2, ended.stderr

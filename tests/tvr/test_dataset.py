@@ -111,6 +111,18 @@ def test_an_order_goes_on_from_a_saved_cursor(train):
     assert [first.next().id for _ in range(10)] == [second.next().id for _ in range(10)]
 
 
+def test_rows_that_fail_leave_nothing_behind(tmp_path):
+    def rows():
+        raise ZeroDivisionError
+        yield {}
+
+    with pytest.raises(ZeroDivisionError):
+        dataset.write_folder(tmp_path / "pairs", {"test": rows()}, {})
+    with pytest.raises(ValueError, match="no row to write"):
+        dataset.write_folder(tmp_path / "pairs", {"test": iter(())}, {})
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_empty_split_has_no_order():
     with pytest.raises(ValueError, match="no prompts"):
         dataset.PromptOrder([], seed=0)

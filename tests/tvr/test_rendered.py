@@ -1,6 +1,7 @@
 """Rendered data sets: reproducible, resumable, and every object in sight."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -91,6 +92,12 @@ def test_a_folder_there_is_not_rendered_again(folder):
     assert (folder / "recipe.json").stat().st_mtime_ns == before
     with pytest.raises(FileExistsError, match="remove it"):
         rendered.make(config(folder))
+
+
+def test_a_folder_that_was_not_rendered_is_taken_as_it_is(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "other")
+    (tmp_path / "other" / "recipe.json").write_text('{"source": "TRANCE"}')
+    assert rendered.ensure(config(tmp_path / "other", train=99)) == tmp_path / "other"
 
 
 def test_another_recipe_is_an_error_that_names_both_and_the_remedy(folder):

@@ -1,0 +1,258 @@
+"""Scores the replies that any model made to a data set, from a JSON-lines file, without a GPU or Ray.
+
+Called by `star-r1 score`. Every sample of the split has exactly one reply, so that the metrics of two files can be
+compared; what is wrong in the files is said as one `ConfigError`. A malformed reply is scored like any other.
+"""
+
+import json
+import os
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from orchestrator.config import ConfigError
+from orchestrator.display import metrics_table
+from reward_service.config import RewardConfig
+from reward_service.rules import Rule, load_rule, score_sample
+from tvr.dataset import GoldSet, Progress, load_golds
+from tvr.metrics import Judgement, MetricsReport, judge, summarise
+from tvr.records import ScoringFailure
+
+PROGRESS_EVERY = 1000
+
+
+class Reply(NamedTuple):
+    """One line of a replies file; *num_tokens* is the length of the reply where the file gives it."""
+
+    line: int
+    text: str
+    num_tokens: int | None
+
+
+class ScoredReply(NamedTuple):
+    """One sample: what the metrics and what the rule say of its reply. *parts* sum to *reward*."""
+
+    id: str
+    judgement: Judgement
+    reward: float
+    parts: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoreReport:
+    """All replies of a split. *samples* are in the data's order, whatever that of the replies.
+
+    *reward* has the mean over the samples of the reward, as `total`, and of each of its parts, which sum to it; a part
+    that the rule leaves out of a sample is 0 there.
+    """
+
+    metrics: MetricsReport
+    reward: dict[str, float]
+    samples: tuple[ScoredReply, ...]
+
+
+def reward_config(rule: str) -> RewardConfig:
+    """The settings of the rule named by `--rule`. Raises ConfigError."""
+    try:
+        return RewardConfig(rule=rule)
+    except ValidationError as error:
+        raise ConfigError(f"--rule: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
+
+
+def score_replies(
+    data: Path, replies: Path, reward: RewardConfig, *, split: str = "test", progress: Progress | None = None
+) -> ScoreReport:
+    """Score the file *replies*, `{"id", "reply"}` a line and perhaps `"num_tokens"`, against a *split* of *data*.
+
+    *progress* is told now and then how many are scored. Raises ConfigError, also when a user's rule fails: there is no
+    report without a reward for every reply.
+    """
+    try:
+        rule, golds = load_rule(reward), load_golds(data, split)
+    except (ValueError, FileNotFoundError) as error:
+        raise ConfigError(str(error)) from error
+    read = _read_replies(replies, _unique_ids(golds, f"{data}, split {split!r}"))
+    try:
+        samples = tuple(_score_all(golds, read, rule, progress))
+    except ScoringFailure as failure:
+        line = read[failure.sample_id].line
+        raise ConfigError(f"{replies}, line {line}: the rule {reward.rule!r} failed; mend it. {failure}") from failure
+    except ValueError as error:
+        raise ConfigError(f"{data}, split {split!r}: {error}; make the data set again") from error
+    return ScoreReport(
+        metrics=summarise([sample.judgement for sample in samples]), reward=_mean_reward(samples), samples=samples
+    )
+
+
+def write_json(report: ScoreReport, path: Path) -> None:
+    """Write *report* as one JSON object, a sample a line; whole or not at all. Raises ConfigError."""
+    metrics = report.metrics
+    summary = {
+        "num_samples": metrics.num_samples,
+        "metrics": metrics.metrics,
+        "by_view": metrics.by_view,
+        "by_objects": metrics.by_objects,
+        "by_changes": metrics.by_changes,
+        "well_formed": metrics.well_formed,
+        "mean_tokens": metrics.mean_tokens,
+        "reward": report.reward,
+    }
+    encode = json.JSONEncoder(allow_nan=False).encode
+    try:
+        with _written_whole(path) as file:
+            file.write("{\n")
+            file.writelines(f"{encode(key)}: {encode(value)},\n" for key, value in summary.items())
+            file.write('"samples": [')
+            for number, sample in enumerate(report.samples):
+                file.write((",\n" if number else "\n") + encode(_sample_row(sample)))
+            file.write("\n]\n}\n")
+    except OSError as error:
+        raise ConfigError(f"--json {path}: cannot be written ({error.strerror}); give another path") from error
+
+
+def print_report(report: ScoreReport, console: Console) -> None:
+    """The 11 metrics and their breakdowns, and the mean of each part of the reward."""
+    metrics = metrics_table({"value": report.metrics})
+    metrics.title = "Metrics of the replies"
+    console.print(metrics)
+    reward = Table("part", title="Mean reward")
+    reward.add_column("value", justify="right")
+    for part, mean in report.reward.items():
+        reward.add_row(part, f"{mean:+.3f}")
+    console.print(reward)
+
+
+def _unique_ids(golds: GoldSet, where: str) -> dict[str, None]:
+    ids: dict[str, None] = {}
+    for sample_id in golds.ids():
+        if sample_id in ids:
+            raise ConfigError(
+                f"{where}: has the id {sample_id!r} twice, so that replies cannot be told apart; rename one"
+            )
+        ids[sample_id] = None
+    return ids
+
+
+def _read_replies(path: Path, ids: Collection[str]) -> dict[str, Reply]:
+    """The replies by id, exactly one for each of *ids*. Raises ConfigError."""
+    replies: dict[str, Reply] = {}
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if not line.isspace():
+                    _add_reply(replies, ids, line, number)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give a file of replies, one a line") from error
+    except ValueError as error:
+        raise ConfigError(f"{path}, line {number}: {error}") from error
+    if len(replies) < len(ids):
+        missing = [sample_id for sample_id in ids if sample_id not in replies]
+        raise ConfigError(
+            f"{path}: {len(missing)} of {len(ids)} ids have no reply: {', '.join(missing[:3])}"
+            f"{', ...' if len(missing) > 3 else ''}; add a line for each, with an empty reply where the model gave none"
+        )
+    return replies
+
+
+def _add_reply(replies: dict[str, Reply], ids: Collection[str], line: bytes, number: int) -> None:
+    """Raises ValueError when the line, its id or its reply is not as it should be."""
+    sample_id, text, num_tokens = _read_line(line)
+    if sample_id not in ids:
+        raise ValueError(
+            f"the id {sample_id!r} is not among the {len(ids)} of the split (the first is {next(iter(ids))!r}); "
+            "correct it, or name the data and the split that were asked"
+        )
+    if sample_id in replies:
+        raise ValueError(
+            f"the id {sample_id!r} has a reply in line {replies[sample_id].line} already; remove one of the two"
+        )
+    replies[sample_id] = Reply(number, text, num_tokens)
+
+
+def _read_line(line: bytes) -> tuple[str, str, int | None]:
+    """Id, reply and number of tokens. Raises ValueError with the remedy."""
+    try:
+        entry = json.loads(line.decode())
+    except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, or brackets without end
+        raise ValueError(f'is not JSON ({error}); write an object {{"id": ..., "reply": ...}} on each line') from error
+    if not isinstance(entry, dict):
+        raise ValueError(f'is {_shorten(entry)}, not an object; write {{"id": ..., "reply": ...}}')
+    num_tokens = entry.get("num_tokens")
+    if num_tokens is not None and (type(num_tokens) is not int or num_tokens < 0):
+        raise ValueError(
+            f"num_tokens is {_shorten(num_tokens)}; give the number of tokens of the reply, or leave it out"
+        )
+    return _get_text(entry, "id"), _get_text(entry, "reply"), num_tokens
+
+
+def _get_text(entry: dict[str, Any], key: str) -> str:
+    text = entry.get(key)
+    if isinstance(text, str):
+        return text
+    if key not in entry:
+        raise ValueError(f"has no {key!r}, only {_shorten(list(entry))}; add it")
+    raise ValueError(f"the {key} is {_shorten(text)}; it must be a string")
+
+
+def _shorten(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def _score_all(
+    golds: GoldSet, replies: dict[str, Reply], rule: Rule, progress: Progress | None
+) -> Iterator[ScoredReply]:
+    """Raises ScoringFailure when the rule fails, ValueError when a row of the data makes no sense."""
+    counted = all(reply.num_tokens is not None for reply in replies.values())  # a mean over some would mislead
+    for done, (sample_id, view, gold) in enumerate(golds, 1):
+        reply = replies[sample_id]
+        score = score_sample(rule, sample_id, reply.text, gold)
+        try:
+            judgement = judge(score.answer, gold, view=view, num_tokens=reply.num_tokens if counted else None)
+        except ValueError as error:
+            raise ValueError(f"sample {sample_id}: {error}") from error
+        yield ScoredReply(sample_id, judgement, score.total, score.parts)
+        if progress is not None and (done % PROGRESS_EVERY == 0 or done == len(replies)):
+            progress(done, len(replies))
+
+
+def _mean_reward(samples: tuple[ScoredReply, ...]) -> dict[str, float]:
+    sums: dict[str, float] = {}
+    for sample in samples:
+        for name, value in sample.parts.items():
+            sums[name] = sums.get(name, 0.0) + value
+    if "total" in sums:
+        raise ConfigError("the rule has a part named 'total', as the sum of the parts is; rename it")
+    sums = {"total": sum(sample.reward for sample in samples), **sums}
+    return {name: total / len(samples) for name, total in sums.items()}
+
+
+@contextmanager
+def _written_whole(path: Path) -> Iterator[TextIO]:
+    """A file that appears at *path*, or replaces what is there, only once it is complete."""
+    part = path.with_name(path.name + ".part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            yield file
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _sample_row(sample: ScoredReply) -> dict[str, Any]:
+    judgement = sample.judgement
+    return {
+        "id": sample.id,
+        "acc": judgement.acc,
+        "diff": judgement.diff,
+        "ndiff": judgement.ndiff,
+        "reward": sample.reward,
+        "parts": sample.parts,
+    }
