@@ -20,8 +20,8 @@ from tvr.scene import ATTRIBUTES, RADIUS, VIEWS, VISIBLE, Scene, SceneObject, Tr
 GAP = 0.15  # between any two solids on the ground, scene units; TRANCE's
 MIN_PIXELS = 150 / (320 * 240)  # of the picture; TRANCE's threshold
 MIN_SHARE = 0.5  # of the pixels that the object would have alone
-TRIES_PER_DRAW = 60
-MAX_DRAWS = 200
+TRIES_PER_DRAW = 200
+MAX_DRAWS = 50  # another draw is needed only where ten objects, most of them large, find no room
 PLACES_PER_TRY = 40  # for each object
 
 Picture = tuple[Scene, str]
