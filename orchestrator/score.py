@@ -4,11 +4,14 @@ Called by `star-r1 score`. Every sample of the split has exactly one reply, so t
 compared; what is wrong in the files is said as one `ConfigError`. A malformed reply is scored like any other.
 """
 
+import gc
 import json
 import os
-from collections.abc import Collection, Iterator
+import traceback
+from collections import Counter
+from collections.abc import Collection, Hashable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -19,12 +22,15 @@ from rich.table import Table
 from orchestrator.config import ConfigError
 from orchestrator.display import metrics_table
 from reward_service.config import RewardConfig
-from reward_service.rules import Rule, load_rule, score_sample
+from reward_service.rules import Rule, compute_parts, load_rule, parse_once
 from tvr.dataset import GoldSet, Progress, load_golds
 from tvr.metrics import Judgement, MetricsReport, judge, summarise
-from tvr.records import ScoringFailure
 
 PROGRESS_EVERY = 1000
+
+
+class RuleError(Exception):
+    """A user's rule raised, or returned no finite numbers; the text has its traceback."""
 
 
 class Reply(NamedTuple):
@@ -35,13 +41,32 @@ class Reply(NamedTuple):
     num_tokens: int | None
 
 
-class ScoredReply(NamedTuple):
-    """One sample: what the metrics and what the rule say of its reply. *parts* sum to *reward*."""
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Verdict:
+    """What the metrics and what the rule say of a reply; *parts* sum to *reward*.
 
-    id: str
+    Replies of which they say the same share one: a million replies have some thousand verdicts.
+    """
+
     judgement: Judgement
     reward: float
     parts: dict[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "acc": self.judgement.acc,
+            "diff": self.judgement.diff,
+            "ndiff": self.judgement.ndiff,
+            "reward": self.reward,
+            "parts": self.parts,
+        }
+
+
+class ScoredReply(NamedTuple):
+    """One sample of the data, and the verdict on the reply to it."""
+
+    id: str
+    verdict: Verdict
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,17 +102,18 @@ def score_replies(
         rule, golds = load_rule(reward), load_golds(data, split)
     except (ValueError, FileNotFoundError) as error:
         raise ConfigError(str(error)) from error
-    read = _read_replies(replies, _unique_ids(golds, f"{data}, split {split!r}"))
-    try:
-        samples = tuple(_score_all(golds, read, rule, progress))
-    except ScoringFailure as failure:
-        line = read[failure.sample_id].line
-        raise ConfigError(f"{replies}, line {line}: the rule {reward.rule!r} failed; mend it. {failure}") from failure
-    except ValueError as error:
-        raise ConfigError(f"{data}, split {split!r}: {error}; make the data set again") from error
-    return ScoreReport(
-        metrics=summarise([sample.judgement for sample in samples]), reward=_mean_reward(samples), samples=samples
-    )
+    where = f"{data}, split {split!r}"
+    with _no_search_for_cycles():
+        read = _read_replies(replies, _unique_ids(golds, where))
+        mean_tokens = _mean_tokens(read.values())
+        try:
+            samples = tuple(_score_all(golds, read, rule, progress))
+        except RuleError as error:
+            raise ConfigError(f"{replies}, {error}") from error
+        except ValueError as error:
+            raise ConfigError(f"{where}: {error}; make the data set again") from error
+    metrics = summarise([sample.verdict.judgement for sample in samples])
+    return ScoreReport(metrics=replace(metrics, mean_tokens=mean_tokens), reward=_mean_reward(samples), samples=samples)
 
 
 def write_json(report: ScoreReport, path: Path) -> None:
@@ -109,8 +135,9 @@ def write_json(report: ScoreReport, path: Path) -> None:
             file.write("{\n")
             file.writelines(f"{encode(key)}: {encode(value)},\n" for key, value in summary.items())
             file.write('"samples": [')
-            for number, sample in enumerate(report.samples):
-                file.write((",\n" if number else "\n") + encode(_sample_row(sample)))
+            verdicts = {verdict: encode(verdict.to_json())[1:] for verdict in {item.verdict for item in report.samples}}
+            for number, (sample_id, verdict) in enumerate(report.samples):
+                file.write(f'{"," if number else ""}\n{{"id": {encode(sample_id)}, {verdicts[verdict]}')
             file.write("\n]\n}\n")
     except OSError as error:
         raise ConfigError(f"--json {path}: cannot be written ({error.strerror}); give another path") from error
@@ -208,29 +235,60 @@ def _shorten(value: Any) -> str:
 def _score_all(
     golds: GoldSet, replies: dict[str, Reply], rule: Rule, progress: Progress | None
 ) -> Iterator[ScoredReply]:
-    """Raises ScoringFailure when the rule fails, ValueError when a row of the data makes no sense."""
-    counted = all(reply.num_tokens is not None for reply in replies.values())  # a mean over some would mislead
+    """Takes the replies out of *replies* one by one, so that their memory serves the scores.
+
+    Raises RuleError, and ValueError when a row of the data makes no sense.
+    """
+    total = len(replies)
+    verdicts: dict[Hashable, Verdict] = {}
     for done, (sample_id, view, gold) in enumerate(golds, 1):
-        reply = replies[sample_id]
-        score = score_sample(rule, sample_id, reply.text, gold)
+        reply = replies.pop(sample_id)
         try:
-            judgement = judge(score.answer, gold, view=view, num_tokens=reply.num_tokens if counted else None)
+            judgement = judge(parse_once(reply.text), gold, view=view, num_tokens=None)
         except ValueError as error:
             raise ValueError(f"sample {sample_id}: {error}") from error
-        yield ScoredReply(sample_id, judgement, score.total, score.parts)
-        if progress is not None and (done % PROGRESS_EVERY == 0 or done == len(replies)):
-            progress(done, len(replies))
+        try:
+            parts = compute_parts(rule, reply.text, gold)
+        except Exception as error:  # whatever a user's rule may raise
+            cause = traceback.format_exc()
+            raise RuleError(f"line {reply.line}: the rule failed on sample {sample_id}; mend it. {cause}") from error
+        key = (judgement, tuple(parts.items()))
+        verdict = verdicts.get(key)
+        if verdict is None:
+            verdict = verdicts[key] = Verdict(judgement=judgement, reward=sum(parts.values()), parts=parts)
+        yield ScoredReply(sample_id, verdict)
+        if done % PROGRESS_EVERY == 0 or done == total:
+            gc.collect(0)
+            if progress is not None:
+                progress(done, total)
+
+
+def _mean_tokens(replies: Collection[Reply]) -> float | None:
+    """None unless every line has the number: a mean over some would mislead."""
+    counts = [reply.num_tokens for reply in replies if reply.num_tokens is not None]
+    return sum(counts) / len(counts) if len(counts) == len(replies) else None
+
+
+@contextmanager
+def _no_search_for_cycles() -> Iterator[None]:
+    """Python's collector would go over the growing millions of records again and again, and there are no cycles."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _mean_reward(samples: tuple[ScoredReply, ...]) -> dict[str, float]:
-    sums: dict[str, float] = {}
-    for sample in samples:
-        for name, value in sample.parts.items():
-            sums[name] = sums.get(name, 0.0) + value
-    if "total" in sums:
-        raise ConfigError("the rule has a part named 'total', as the sum of the parts is; rename it")
-    sums = {"total": sum(sample.reward for sample in samples), **sums}
-    return {name: total / len(samples) for name, total in sums.items()}
+    sums = {"total": 0.0}
+    for verdict, count in Counter(sample.verdict for sample in samples).items():
+        if "total" in verdict.parts:
+            raise ConfigError("the rule has a part named 'total', as the sum of the parts is; rename it")
+        for name, value in {"total": verdict.reward, **verdict.parts}.items():
+            sums[name] = sums.get(name, 0.0) + count * value
+    return {name: value / len(samples) for name, value in sums.items()}
 
 
 @contextmanager
@@ -244,15 +302,3 @@ def _written_whole(path: Path) -> Iterator[TextIO]:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
-
-
-def _sample_row(sample: ScoredReply) -> dict[str, Any]:
-    judgement = sample.judgement
-    return {
-        "id": sample.id,
-        "acc": judgement.acc,
-        "diff": judgement.diff,
-        "ndiff": judgement.ndiff,
-        "reward": sample.reward,
-        "parts": sample.parts,
-    }

@@ -1,8 +1,10 @@
 """One scoring worker: a plain class, made a Ray actor where the orchestrator places it."""
 
+import traceback
+
 from reward_service.config import RewardConfig
-from reward_service.rules import load_rule, score_sample
-from tvr.records import SampleGroup, Score
+from reward_service.rules import load_rule, score
+from tvr.records import SampleGroup, Score, ScoringFailure
 
 
 class RewardWorker:
@@ -17,5 +19,10 @@ class RewardWorker:
 
         Raises ScoringFailure, with the traceback as its cause, when the rule raises or returns no finite numbers.
         """
-        gold = group.prompt.gold
-        return tuple(score_sample(self._rule, sample.id, sample.text, gold) for sample in group.samples)
+        return tuple(self._score(sample.id, sample.text, group) for sample in group.samples)
+
+    def _score(self, sample_id: str, reply: str, group: SampleGroup) -> Score:
+        try:
+            return score(self._rule, reply, group.prompt.gold)
+        except Exception as error:  # whatever a user's rule may raise
+            raise ScoringFailure(sample_id, traceback.format_exc()) from error

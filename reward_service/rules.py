@@ -5,14 +5,14 @@ the config by its import path.
 """
 
 import importlib
-import traceback
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 
 from reward_service.config import ABLATIONS, RewardConfig
 from tvr.answer import Answer, parse
-from tvr.records import Gold, Score, ScoringFailure
+from tvr.records import Gold, Score
 from tvr.scene import Transformation
 
 Rule = Callable[[str, Gold], Mapping[str, float]]
@@ -31,8 +31,8 @@ OBJECT_REWARD = 0.5
 WRONG_PENALTY = -1.0
 INACTION_PENALTY = -1.0
 
-_parse = lru_cache(maxsize=1)(parse)
-"""A built-in rule and `score` read the same reply, one after the other."""
+parse_once = lru_cache(maxsize=1)(parse)
+"""`parse`, which remembers the last reply: a rule and whoever judges by it read the same one, one after the other."""
 
 
 def star(reply: str, gold: Gold, config: RewardConfig) -> dict[str, float]:
@@ -42,7 +42,7 @@ def star(reply: str, gold: Gold, config: RewardConfig) -> dict[str, float]:
     in the order written; a repeated triplet matches nothing. Without the attribute tier, one of object and attribute
     counts as one of the object alone.
     """
-    answer = _parse(reply)
+    answer = parse_once(reply)
     predicted = answer.triplets if isinstance(answer, Answer) else ()
     if not config.duplicate_is_wrong:
         predicted = tuple(dict.fromkeys(predicted))
@@ -63,7 +63,7 @@ def star(reply: str, gold: Gold, config: RewardConfig) -> dict[str, float]:
 
 def naive(reply: str, gold: Gold, config: RewardConfig) -> dict[str, float]:
     """The sparse baseline: *format*, and *exact* only if the triplets are the true ones, each once, in any order."""
-    answer = _parse(reply)
+    answer = parse_once(reply)
     exact = isinstance(answer, Answer) and Counter(answer.triplets) == Counter(gold.changes)
     return {
         "format": FORMAT_REWARD if isinstance(answer, Answer) else 0.0,
@@ -121,17 +121,20 @@ def load_rule(config: RewardConfig) -> Rule:
 
 
 def score(rule: Rule, reply: str, gold: Gold) -> Score:
-    """Apply *rule*. Raises what it raises, TypeError if it returns no named terms, ValueError if one is not finite."""
-    parts = rule(reply, gold)
-    if not isinstance(parts, Mapping):
-        raise TypeError(f"the rule returned {parts!r}; it must return a dict of named terms")
-    terms = {name: float(value) for name, value in parts.items()}
-    return Score(total=sum(terms.values()), parts=terms, answer=_parse(reply))
+    """Apply *rule*. Raises what `compute_parts` raises."""
+    parts = compute_parts(rule, reply, gold)
+    return Score(total=sum(parts.values()), parts=parts, answer=parse_once(reply))
 
 
-def score_sample(rule: Rule, sample_id: str, reply: str, gold: Gold) -> Score:
-    """`score`. When it raises, that is a ScoringFailure with the traceback as its cause."""
-    try:
-        return score(rule, reply, gold)
-    except Exception as error:  # whatever a user's rule may raise
-        raise ScoringFailure(sample_id, traceback.format_exc()) from error
+def compute_parts(rule: Rule, reply: str, gold: Gold) -> dict[str, float]:
+    """The terms of *rule*, whose sum is the reward.
+
+    Raises what the rule raises, TypeError if it returns no named terms, ValueError if one is not finite.
+    """
+    terms = rule(reply, gold)
+    if not isinstance(terms, Mapping):
+        raise TypeError(f"the rule returned {terms!r}; it must return a dict of named terms")
+    parts = {name: float(value) + 0.0 for name, value in terms.items()}  # + 0.0: never -0.0, which people ask about
+    if not all(map(math.isfinite, parts.values())):
+        raise ValueError(f"the rule returned {parts}; every term must be a finite number")
+    return parts

@@ -262,7 +262,7 @@ def test_a_missing_file_folder_or_split_is_named(data, replies, tmp_path):
             [make_row("0/basic/center", "0.color.gray 1.size.large")],
             "sample 0/basic/center: a basic sample has one change, this one has 2",
         ),
-        ([make_row("0/event/center", "3.color.gray")], "sample 0/event/center: the true change 3.color.gray is not"),
+        ([make_row("0/event/center", "3.color.gray")], "sample 0/event/center: 3.color.gray is not possible"),
         ([make_row("0/event/above", "0.color.gray")], "sample 0/event/above: view is 'above'"),
         ([make_row("0/all/center", "0.color.gray")], "sample 0/all/center: setting is 'all'"),
         ([{**make_row("0/event/center", ""), "objects": None}], "objects is missing .null. in 1 places"),
@@ -271,7 +271,7 @@ def test_a_missing_file_folder_or_split_is_named(data, replies, tmp_path):
 def test_data_that_makes_no_sense_is_an_error_that_names_the_sample(tmp_path, rows, message):
     folder = write_data(tmp_path / "pairs", rows)
     path = write_lines(tmp_path, to_lines({row["id"]: "" for row in rows}))
-    with pytest.raises(ConfigError, match=f"{folder}, split 'test'.*{message}"):
+    with pytest.raises(ConfigError, match=f"{folder}, split 'test': .*{message}"):
         score_replies(folder, path, RewardConfig())
 
 
@@ -303,8 +303,7 @@ def test_a_users_rule_that_fails_ends_with_the_sample_and_its_traceback(data, re
     with pytest.raises(ConfigError) as caught:
         score_replies(data, replies, RewardConfig(rule=f"{HERE}:{rule}"))
     first, *rest = str(caught.value).splitlines()
-    assert first.startswith(f"{replies}, line 4: the rule '{HERE}:{rule}' failed; mend it. sample 3/view/right was")
-    assert "Traceback" in first
+    assert first.startswith(f"{replies}, line 4: the rule failed on sample 3/view/right; mend it. Traceback")
     assert cause in rest[-1]
 
 
