@@ -14,6 +14,7 @@ from tvr.scene import Transformation
 _TAG = re.compile(r"<(/?)(think|answer)>", re.IGNORECASE | re.ASCII)
 # Possessive, so that a text that does not match is given up after one scan.
 _TRIPLETS = re.compile(r"(?:[0-9]++\.[a-z_]++\.[a-z0-9_-]++(?:,(?!$)|$))*+")
+_MANY_DIGITS = 10
 _LARGEST_INDEX = 10**9
 _ORDER = ["<think>", "</think>", "<answer>", "</answer>"]
 
@@ -76,12 +77,17 @@ def _parse_triplets(text: str) -> tuple[Transformation, ...] | Malformed:
     items = packed.split(",")
     unique = list(dict.fromkeys(items))  # whole columns at once: a reply of 1 MB has some 80,000 triplets
     columns = ".".join(unique).split(".")
-    indices = map(_read_index, columns[0::3])
+    digits = columns[0::3]
+    indices = map(int if max(map(len, digits)) < _MANY_DIGITS else _read_index, digits)
     triplets = map(Transformation._make, zip(indices, columns[1::3], columns[2::3], strict=True))
+    if len(unique) == len(items):
+        return tuple(triplets)
     read = dict(zip(unique, triplets, strict=True))
     return tuple(map(read.__getitem__, items))
 
 
 def _read_index(digits: str) -> int:
     """No scene has a billion objects, so larger indices need not be told apart; reading them would not be linear."""
-    return int(digits) if len(digits) < 10 else min(_LARGEST_INDEX, int(digits.lstrip("0")[:10] or "0"))
+    if len(digits) < _MANY_DIGITS:
+        return int(digits)
+    return min(_LARGEST_INDEX, int(digits.lstrip("0")[:_MANY_DIGITS] or "0"))
