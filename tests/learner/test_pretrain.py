@@ -31,7 +31,9 @@ PHASES = [phase("adamw", 1.0, 0.0), phase("muon", 0.0, 0.0)]
 @pytest.fixture(scope="module")
 def states(tmp_path_factory) -> StatesConfig:
     folder = tmp_path_factory.mktemp("states")
-    states = StatesConfig(folder=folder, scenes=4, objects=(2, 3), size=(32, 32), spp=1, seed=0, workers=1)
+    states = StatesConfig(
+        folder=folder, scenes=4, objects=(2, 3), size=(32, 32), spp=1, field_of_view=38.0, seed=0, workers=1
+    )
     arguments = states.model_dump(exclude={"folder", "scenes"})
     assert list(make_states(folder, num_scenes=4, **arguments)) == [4]
     return states

@@ -24,8 +24,7 @@ SMALL = [
     "loop.groups_per_step=4",
     "data.train=12",
     "data.test=6",
-    "data.spp=1",
-    "rollout.samples_per_prompt=4",
+    "rollout.samples_per_prompt=8",
     "rollout.kv_cache_mib=64",
 ]
 
