@@ -26,7 +26,7 @@ from reward_service.rules import Rule, compute_parts, load_rule, parse_once
 from tvr.dataset import GoldSet, Progress, load_golds
 from tvr.metrics import Judgement, MetricsReport, judge, summarise
 
-PROGRESS_EVERY = 1000
+PROGRESS_EVERY = 10_000
 
 
 class RuleError(Exception):
@@ -104,8 +104,8 @@ def score_replies(
         raise ConfigError(str(error)) from error
     where = f"{data}, split {split!r}"
     with _no_search_for_cycles():
-        read = _read_replies(replies, _unique_ids(golds, where))
-        mean_tokens = _mean_tokens(read.values())
+        read = _read_replies(replies, _places(golds, where))
+        mean_tokens = _mean_tokens(read)
         try:
             samples = tuple(_score_all(golds, read, rule, progress))
         except RuleError as error:
@@ -155,51 +155,52 @@ def print_report(report: ScoreReport, console: Console) -> None:
     console.print(reward)
 
 
-def _unique_ids(golds: GoldSet, where: str) -> dict[str, None]:
-    ids: dict[str, None] = {}
-    for sample_id in golds.ids():
-        if sample_id in ids:
+def _places(golds: GoldSet, where: str) -> dict[str, int]:
+    """The place of each id in the data. Raises ConfigError when an id has two."""
+    places: dict[str, int] = {}
+    for place, sample_id in enumerate(golds.ids()):
+        if places.setdefault(sample_id, place) != place:
             raise ConfigError(
                 f"{where}: has the id {sample_id!r} twice, so that replies cannot be told apart; rename one"
             )
-        ids[sample_id] = None
-    return ids
+    return places
 
 
-def _read_replies(path: Path, ids: Collection[str]) -> dict[str, Reply]:
-    """The replies by id, exactly one for each of *ids*. Raises ConfigError."""
-    replies: dict[str, Reply] = {}
+def _read_replies(path: Path, places: dict[str, int]) -> list[Reply]:
+    """The replies in the order of the data, one for each of its ids. Raises ConfigError."""
+    replies: list[Reply | None] = [None] * len(places)
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 if not line.isspace():
-                    _add_reply(replies, ids, line, number)
+                    _add_reply(replies, places, line, number)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); give a file of replies, one a line") from error
     except ValueError as error:
         raise ConfigError(f"{path}, line {number}: {error}") from error
-    if len(replies) < len(ids):
-        missing = [sample_id for sample_id in ids if sample_id not in replies]
+    complete = [reply for reply in replies if reply is not None]
+    if len(complete) < len(places):
+        missing = [sample_id for sample_id, place in places.items() if replies[place] is None]
         raise ConfigError(
-            f"{path}: {len(missing)} of {len(ids)} ids have no reply: {', '.join(missing[:3])}"
+            f"{path}: {len(missing)} of {len(places)} ids have no reply: {', '.join(missing[:3])}"
             f"{', ...' if len(missing) > 3 else ''}; add a line for each, with an empty reply where the model gave none"
         )
-    return replies
+    return complete
 
 
-def _add_reply(replies: dict[str, Reply], ids: Collection[str], line: bytes, number: int) -> None:
+def _add_reply(replies: list[Reply | None], places: dict[str, int], line: bytes, number: int) -> None:
     """Raises ValueError when the line, its id or its reply is not as it should be."""
     sample_id, text, num_tokens = _read_line(line)
-    if sample_id not in ids:
+    place = places.get(sample_id)
+    if place is None:
         raise ValueError(
-            f"the id {sample_id!r} is not among the {len(ids)} of the split (the first is {next(iter(ids))!r}); "
+            f"the id {sample_id!r} is not among the {len(places)} of the split (the first is {next(iter(places))!r}); "
             "correct it, or name the data and the split that were asked"
         )
-    if sample_id in replies:
-        raise ValueError(
-            f"the id {sample_id!r} has a reply in line {replies[sample_id].line} already; remove one of the two"
-        )
-    replies[sample_id] = Reply(number, text, num_tokens)
+    earlier = replies[place]
+    if earlier is not None:
+        raise ValueError(f"the id {sample_id!r} has a reply in line {earlier.line} already; remove one of the two")
+    replies[place] = Reply(number, text, num_tokens)
 
 
 def _read_line(line: bytes) -> tuple[str, str, int | None]:
@@ -232,17 +233,16 @@ def _shorten(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:60]}..."
 
 
-def _score_all(
-    golds: GoldSet, replies: dict[str, Reply], rule: Rule, progress: Progress | None
-) -> Iterator[ScoredReply]:
-    """Takes the replies out of *replies* one by one, so that their memory serves the scores.
+def _score_all(golds: GoldSet, replies: list[Reply], rule: Rule, progress: Progress | None) -> Iterator[ScoredReply]:
+    """Score *replies*, which are in the order of *golds* and are taken out of the list, so that their memory is reused.
 
     Raises RuleError, and ValueError when a row of the data makes no sense.
     """
     total = len(replies)
+    replies.reverse()  # to be taken from the end
     verdicts: dict[Hashable, Verdict] = {}
     for done, (sample_id, view, gold) in enumerate(golds, 1):
-        reply = replies.pop(sample_id)
+        reply = replies.pop()
         try:
             judgement = judge(parse_once(reply.text), gold, view=view, num_tokens=None)
         except ValueError as error:
@@ -252,13 +252,13 @@ def _score_all(
         except Exception as error:  # whatever a user's rule may raise
             cause = traceback.format_exc()
             raise RuleError(f"line {reply.line}: the rule failed on sample {sample_id}; mend it. {cause}") from error
-        key = (judgement, tuple(parts.items()))
+        key = (judgement, *parts, *parts.values())
         verdict = verdicts.get(key)
         if verdict is None:
             verdict = verdicts[key] = Verdict(judgement=judgement, reward=sum(parts.values()), parts=parts)
         yield ScoredReply(sample_id, verdict)
         if done % PROGRESS_EVERY == 0 or done == total:
-            gc.collect(0)
+            gc.collect(0)  # a user's rule may well make cycles
             if progress is not None:
                 progress(done, total)
 
