@@ -7,43 +7,63 @@ ranks with the same arguments, or the ranks wait for each other for ever; give e
 
 import logging
 import socket
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import safetensors.torch
+import torch
 
-from learner.batch import Batch, Row, build_row, collate_shared, row_length, shared_prompt
-from learner.config import LearnerConfig
+from learner.batch import Batch, BatchRow, Prompted, collate, lay_out_prompt, shared_prompt
+from learner.checkpoint import CheckpointWriter, open_checkpoint
+from learner.config import LearnerConfig, LearnerJob
 from learner.encode import PairEncoder
-from learner.engine import Engine
-from learner.loss import SUMS, Tokens, join_tokens, token_terms
-from learner.packing import Pass, plan_passes
+from learner.engine import Engine, Loss, NonFiniteStep
+from learner.loss import (
+    NLL_SUMS,
+    SUMS,
+    TokenLoss,
+    Tokens,
+    has_gradient,
+    imitation_tokens,
+    join_tokens,
+    nll_loss,
+    policy_loss,
+    step_tokens,
+)
+from learner.packing import GroupLengths, Pass, Row, plan_passes, split_group
+from learner.refused import Examined, explain, save_refused
+from learner.sft import make_example
 from learner.weights import plan_buckets
-from tvr.records import PolicyVersion, SampleGroup, ScoredGroup, StepReport
+from tvr.records import PolicyVersion, Prompt, SampleGroup, ScoredGroup, StepReport
 
 logger = logging.getLogger(__name__)
 
+CHECKPOINTS = "checkpoints"
+REFUSED = "refused"
+
 
 class LearnerRank:
-    """Rank *rank* of *world_size*.
+    """Rank *rank* of *world_size*."""
 
-    *model* is a Hugging Face folder; *temperature* is the one that samples are drawn at.
-    """
-
-    def __init__(
-        self, config: LearnerConfig, model: str, rank: int, world_size: int, temperature: float, seed: int
-    ) -> None:
-        if not temperature > 0:
-            raise ValueError(f"temperature is {temperature}; GRPO needs samples drawn at a temperature above 0")
+    def __init__(self, config: LearnerConfig, job: LearnerJob, rank: int, world_size: int) -> None:
         self._config = config
-        self._model = model
+        self._job = job
         self._rank = rank
         self._world_size = world_size
-        self._temperature = temperature
-        self._seed = seed
         self._version = PolicyVersion(0)
-        self._encoder = PairEncoder(model)
+        self._encoder = PairEncoder(job.model)
         self._engine: Engine | None = None
         self._buckets: tuple[tuple[str, ...], ...] = ()
+        self._writer = CheckpointWriter(
+            Path(job.folder) / CHECKPOINTS,
+            keep=job.keep_checkpoints,
+            rank=rank,
+            world_size=world_size,
+            timeout_s=config.timeout_s,
+        )
 
     def address(self) -> tuple[str, int]:
         """This host's address and a free port on it. Needed of rank 0 only, before `connect`."""
@@ -52,18 +72,24 @@ class LearnerRank:
             listener.bind((host, 0))
             return host, listener.getsockname()[1]
 
-    def connect(self, master_addr: str, master_port: int) -> None:
-        """Join the other ranks and load the policy. Returns when all ranks have."""
+    def connect(self, master_addr: str, master_port: int, checkpoint: str | None = None) -> PolicyVersion:
+        """Join the other ranks and load the policy, or go on from the folder *checkpoint*, whoever wrote it.
+
+        Returns the version of the weights when all ranks have. Raises ValueError if the checkpoint is damaged.
+        """
+        found = None if checkpoint is None else open_checkpoint(Path(checkpoint))
         self._engine = Engine(
             self._config,
-            self._model,
+            self._job,
             rank=self._rank,
             world_size=self._world_size,
             master_addr=master_addr,
             master_port=master_port,
-            temperature=self._temperature,
-            seed=self._seed,
+            checkpoint=found,
         )
+        if found is not None:
+            self._version = found.version
+        return self._version
 
     def version(self) -> PolicyVersion:
         """Steps in the weights."""
@@ -72,45 +98,57 @@ class LearnerRank:
     def step(self, groups: tuple[ScoredGroup, ...]) -> StepReport:
         """Learn from *groups*, all those of the step; this rank takes its share. The report is of the whole step.
 
-        Raises NonFiniteStep on all ranks, before the update, if the loss or the gradient is not finite.
+        Groups that cannot move the policy (equal rewards) do not go through the model. Raises NonFiniteStep on all
+        ranks, before the update, if the loss or the gradient is not finite: it names the groups that are the cause,
+        which are saved with the policy in the run's folder.
         """
         if not groups:
             raise ValueError("a step needs at least one group")
-        terms = [token_terms(group, len(groups), self._config.advantage_scaling) for group in groups]
-        samples = tuple(group.group for group in groups)
-        plan = plan_passes([row_length(group) for group in samples], self._world_size, self._config.row_tokens)
-        # Every picture is read before the first gradient; the masks, which are large, are made a pass at a time.
-        laid_out = [(self._lay_out(samples, rows), self._tokens(terms, rows)) for rows in plan[self._rank]]
-        passes = ((self._collate(rows), tokens) for rows, tokens in laid_out)
-        update = self._connected.update(passes, step=self._version + 1)
-        self._version = PolicyVersion(self._version + 1)
-        stats = {name: update.sums[name] for name in SUMS if name != "loss"}
-        stats |= {"max_abs_log_ratio": update.max_abs_log_ratio, "learning_rate": update.learning_rate}
-        return StepReport(
-            version=self._version,
-            loss=update.sums["loss"],
-            grad_norm=update.grad_norm,
-            tokens=sum(len(term.weights) for term in terms),
-            stats=stats,
-        )
+        samples = [group.group for group in groups]
+        prompts = _Prompts(samples, self._lay_out)
+        tokens, learned = self._weigh(groups, prompts)
+        loss = partial(policy_loss, config=self._config.loss)
+        try:
+            report = self._update(samples, prompts, tokens, learned, loss, SUMS)
+        except NonFiniteStep as error:
+            examined = self._examine(samples, prompts, tokens, learned)
+            folder = Path(self._job.folder) / REFUSED / f"step-{self._version + 1:06d}"
+            self.save_model(str(folder / "model"))
+            if self._rank == 0:
+                save_refused(folder, groups, examined, self._config, self._job)
+            raise NonFiniteStep(f"step {self._version + 1}: {error}. {explain(examined, folder)}") from error
+        skipped = len(groups) - len(learned)
+        return replace(report, stats=report.stats | {"equal_groups": skipped / len(groups)})
+
+    def examine(self, groups: tuple[ScoredGroup, ...]) -> list[Examined]:
+        """The loss of each group of a step that can move the policy, and where it is not finite. Nothing is updated.
+
+        All ranks do all of it.
+        """
+        samples = [group.group for group in groups]
+        prompts = _Prompts(samples, self._lay_out)
+        return self._examine(samples, prompts, *self._weigh(groups, prompts))
+
+    def imitate(self, prompts: tuple[Prompt, ...]) -> StepReport:
+        """Supervised fine-tuning on the right answers to *prompts*, all those of the step.
+
+        Raises NonFiniteStep as `step` does, without looking for the cause.
+        """
+        groups = [make_example(prompt, self._encoder) for prompt in prompts]
+        lengths = [[len(sample.trace.token_ids) for sample in group.samples] for group in groups]
+        flat = iter(imitation_tokens([length for group in lengths for length in group]))
+        tokens = [[next(flat) for _ in group] for group in lengths]
+        return self._update(groups, _Prompts(groups, self._lay_out), tokens, range(len(groups)), nll_loss, NLL_SUMS)
 
     def logprobs(self, groups: tuple[SampleGroup, ...]) -> list[list[np.ndarray]]:
         """The current policy's log-probs of every answer, `[La]` float32, by group and sample.
 
         All ranks do all of it.
         """
-        engine = self._connected
-        found: list[list[np.ndarray]] = [[] for _ in groups]
-        (passes,) = plan_passes([row_length(group) for group in groups], 1, self._config.row_tokens)
-        for rows in passes:
-            logprobs = engine.logprobs(self._collate(self._lay_out(groups, rows))).cpu().numpy()
-            start = 0
-            for row in rows.rows:
-                for sample in groups[row].samples:
-                    end = start + len(sample.trace.token_ids)
-                    found[row].append(logprobs[start:end])
-                    start = end
-        return found
+        engine, prompts = self._connected, _Prompts(groups, self._lay_out)
+        (passes,) = plan_passes(_lengths(groups, range(len(groups))), 1, self._config.row_tokens)
+        found = [engine.logprobs(self._collate(groups, prompts, rows.rows)).cpu() for rows in passes]
+        return _by_sample(groups, zip(passes, found, strict=True))
 
     def weight_bucket_count(self, max_bytes: int) -> int:
         """Plan the weights into buckets of at most *max_bytes* each (a larger parameter has one to itself)."""
@@ -118,7 +156,7 @@ class LearnerRank:
         return len(self._buckets)
 
     def weight_bucket(self, index: int) -> bytes:
-        """Bucket *index* of the last plan as a safetensors file, names as in the model's `named_parameters`.
+        """Bucket *index* of the last plan as a safetensors file, names as in the Hugging Face model, adapters merged.
 
         Rank 0 returns it; the others take part and return nothing. A tied `lm_head` is not in it a second time.
         """
@@ -139,8 +177,24 @@ class LearnerRank:
                 self._encoder.processor.save_pretrained(folder)
         engine.barrier()
 
+    def save_checkpoint(self) -> None:
+        """Copy weights and optimiser to host memory, and write them while later steps run.
+
+        Raises what the writing of the last checkpoint raised.
+        """
+        engine = self._connected
+        self._writer.begin(self._version)
+        engine.barrier()
+        facts = {"optimizer_step": engine.optimizer_step(), "model": self._job.model}
+        self._writer.write(self._version, engine.snapshot(), facts)
+
+    def finish_checkpoint(self) -> None:
+        """Return when the last checkpoint is written. Raises what its writing raised."""
+        self._writer.wait()
+
     def close(self) -> None:
         """Leave the process group; the rank is of no use afterwards."""
+        self._writer.wait()
         self._connected.close()
 
     @property
@@ -149,20 +203,147 @@ class LearnerRank:
             raise ValueError(f"learner rank {self._rank} is not connected; call connect first")
         return self._engine
 
-    def _lay_out(self, groups: tuple[SampleGroup, ...], rows: Pass) -> list[Row]:
+    def _update(
+        self,
+        groups: Sequence[SampleGroup],
+        prompts: "_Prompts",
+        tokens: Sequence[Sequence[Tokens]],
+        learned: Sequence[int],
+        loss: Callable[[torch.Tensor, Tokens], TokenLoss],
+        names: Sequence[str],
+    ) -> StepReport:
+        """One update on the groups *learned* (indices); without any, Adam's momentum still moves the policy."""
+        engine = self._connected
+        plan = plan_passes(_lengths(groups, learned or [0]), self._world_size, self._config.row_tokens)
+        own = plan[self._rank]
+        for rows in own:  # every picture is read before the first gradient
+            for row in rows.rows:
+                prompts.get(row.group)
+
+        def passes() -> Iterator[tuple[Batch, Loss]]:
+            for rows in own:
+                weight = 0.0 if rows.is_filler or not learned else 1.0
+                parts = join_tokens(_pick(tokens, rows.rows), engine.device, weight)
+                yield self._collate(groups, prompts, rows.rows), _bind(loss, parts)
+
+        update = engine.update(passes(), names, step=self._version + 1)
+        self._version = PolicyVersion(self._version + 1)
+        stats = {name: update.sums[name] for name in names if name != "loss"}
+        stats |= {"max_abs_log_ratio": update.max_abs_log_ratio, "learning_rate": update.learning_rate}
+        return StepReport(
+            version=self._version,
+            loss=update.sums["loss"],
+            grad_norm=update.grad_norm,
+            tokens=sum(len(part.weights) for index in learned for part in tokens[index]),
+            stats=stats,
+        )
+
+    def _reference_logprobs(self, groups: Sequence[SampleGroup], prompts: "_Prompts") -> list[list[np.ndarray]]:
+        """By group and sample, on every rank; each rank does its share."""
+        engine = self._connected
+        plan = plan_passes(_lengths(groups, range(len(groups))), self._world_size, self._config.row_tokens)
+        own = plan[self._rank]
+        found = engine.reference_logprobs(self._collate(groups, prompts, rows.rows) for rows in own)
+        shared = engine.share([logprobs.numpy() for logprobs in found])
+        pairs = [
+            (rows, torch.from_numpy(logprobs))
+            for passes, results in zip(plan, shared, strict=True)
+            for rows, logprobs in zip(passes, results, strict=True)
+        ]
+        return _by_sample(groups, pairs)
+
+    def _weigh(
+        self, groups: Sequence[ScoredGroup], prompts: "_Prompts"
+    ) -> tuple[Sequence[Sequence[Tokens]], Sequence[int]]:
+        """Advantages and weights of the whole step, and the groups (indices) that can move the policy."""
+        config = self._config.loss
+        reference = None
+        if config.needs_reference:
+            reference = self._reference_logprobs([group.group for group in groups], prompts)
+        tokens = step_tokens(groups, config, self._job.max_answer_tokens, reference)
+        return tokens, [index for index, parts in enumerate(tokens) if has_gradient(parts, config)]
+
+    def _examine(
+        self,
+        groups: Sequence[SampleGroup],
+        prompts: "_Prompts",
+        tokens: Sequence[Sequence[Tokens]],
+        learned: Sequence[int],
+    ) -> list[Examined]:
+        """Every rank does every group alone, row by row, so that they agree."""
+        engine = self._connected
+        found = []
+        for lengths in _lengths(groups, learned):
+            loss, odd, gradient_is_finite = 0.0, [], True
+            for row in split_group(lengths, self._config.row_tokens):
+                parts = join_tokens(_pick(tokens, [row]), engine.device)
+                term = partial(policy_loss, tokens=parts, config=self._config.loss)
+                result, finite = engine.probe(self._collate(groups, prompts, [row]), term)
+                loss += float(result.loss)
+                odd += [row.samples[index] for index, fine in enumerate(result.finite_by_sample.tolist()) if not fine]
+                gradient_is_finite = gradient_is_finite and finite
+            prompt_id = groups[lengths.group].prompt.id
+            found.append(Examined(lengths.group, prompt_id, loss, tuple(odd), gradient_is_finite))
+        return found
+
+    def _lay_out(self, group: SampleGroup) -> Prompted:
+        pictures = self._encoder.encode(group.prompt, shared_prompt(group))
         rope = self._connected.model.model.get_rope_index
-        laid_out = []
-        for group in (groups[row] for row in rows.rows):
-            pictures = self._encoder.encode(group.prompt, shared_prompt(group))
-            laid_out.append(build_row(group, pictures, self._encoder.image_token_id, rope))
-        return laid_out
+        return lay_out_prompt(group, pictures, self._encoder.image_token_id, rope)
 
-    def _collate(self, rows: list[Row]) -> Batch:
-        return collate_shared(rows, self._connected.dtype).to(self._connected.device)
+    def _collate(self, groups: Sequence[SampleGroup], prompts: "_Prompts", rows: Sequence[Row]) -> Batch:
+        laid_out = [
+            BatchRow(
+                prompted=prompts.get(row.group),
+                answers=tuple(groups[row.group].samples[sample].trace.token_ids for sample in row.samples),
+            )
+            for row in rows
+        ]
+        return collate(laid_out).to(self._connected.device)
 
-    def _tokens(self, terms: list[Tokens], rows: Pass) -> Tokens:
-        weight = 0.0 if rows.is_filler else 1.0
-        return join_tokens([terms[row] for row in rows.rows], self._connected.device, weight)
+
+class _Prompts:
+    """The prompts of a step, each laid out once, when it is first needed."""
+
+    def __init__(self, groups: Sequence[SampleGroup], lay_out: Callable[[SampleGroup], Prompted]) -> None:
+        self._groups = groups
+        self._lay_out = lay_out
+        self._done: dict[int, Prompted] = {}
+
+    def get(self, group: int) -> Prompted:
+        if group not in self._done:
+            self._done[group] = self._lay_out(self._groups[group])
+        return self._done[group]
+
+
+def _lengths(groups: Sequence[SampleGroup], chosen: Sequence[int]) -> list[GroupLengths]:
+    return [
+        GroupLengths(
+            group=index,
+            prompt=len(shared_prompt(groups[index])),
+            answers=tuple(len(sample.trace.token_ids) for sample in groups[index].samples),
+        )
+        for index in chosen
+    ]
+
+
+def _bind(loss: Callable[[torch.Tensor, Tokens], TokenLoss], tokens: Tokens) -> Loss:
+    return lambda logprobs: loss(logprobs, tokens)
+
+
+def _pick(tokens: Sequence[Sequence[Tokens]], rows: Sequence[Row]) -> list[Tokens]:
+    return [tokens[row.group][sample] for row in rows for sample in row.samples]
+
+
+def _by_sample(groups: Sequence[SampleGroup], results: Iterable[tuple[Pass, torch.Tensor]]) -> list[list[np.ndarray]]:
+    """From each pass and its log-probs `[M]`; passes that only fill up are left out."""
+    found: list[list[np.ndarray]] = [[np.empty(0)] * len(group.samples) for group in groups]
+    for rows, logprobs in results:
+        places = [] if rows.is_filler else [(row.group, sample) for row in rows.rows for sample in row.samples]
+        lengths = [len(groups[group].samples[sample].trace.token_ids) for group, sample in places]
+        for (group, sample), part in zip(places, logprobs[: sum(lengths)].split(lengths), strict=True):
+            found[group][sample] = part.numpy()
+    return found
 
 
 def _own_address() -> str:

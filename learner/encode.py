@@ -32,7 +32,7 @@ class PairEncoder:
 
         That means that the engine and the learner saw different pictures, or use different processors.
         """
-        pictures = [Image.open(io.BytesIO(data)).convert("RGB") for data in (prompt.pair.initial, prompt.pair.final)]
+        pictures = [picture.convert("RGB") for picture in _open(prompt)]
         inputs = self.processor.image_processor(images=pictures, return_tensors="pt")
         grid_thw = inputs["image_grid_thw"]
         need = int(grid_thw.prod(-1).sum()) // self.processor.image_processor.merge_size**2
@@ -43,3 +43,20 @@ class PairEncoder:
                 "learner must use the same processor"
             )
         return EncodedPair(pixel_values=inputs["pixel_values"], grid_thw=grid_thw)
+
+    def tokenise(self, prompt: Prompt) -> np.ndarray:
+        """`[Lp]` int32, as the engine makes them: the chat template, with every image token repeated as its picture
+        needs.
+        """
+        text = self.processor.apply_chat_template(list(prompt.messages), tokenize=False, add_generation_prompt=True)
+        images = self.processor.image_processor
+        parts = text.split(self.processor.image_token)
+        for number, picture in enumerate(_open(prompt), 1):
+            patches = images.get_number_of_image_patches(picture.height, picture.width, {})
+            parts[number] = self.processor.image_token * (patches // images.merge_size**2) + parts[number]
+        return np.array(self.processor.tokenizer("".join(parts), add_special_tokens=False)["input_ids"], np.int32)
+
+
+def _open(prompt: Prompt) -> list[Image.Image]:
+    """Not decoded yet."""
+    return [Image.open(io.BytesIO(data)) for data in (prompt.pair.initial, prompt.pair.final)]

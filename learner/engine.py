@@ -7,32 +7,42 @@ Every method is a collective: all ranks call it, in the same order and equally o
 import logging
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText
 
 from learner.batch import Batch, answer_logprobs
-from learner.config import LearnerConfig
-from learner.loss import SUMS, Tokens, grpo_loss, spoil_if_not_finite
+from learner.checkpoint import Checkpoint
+from learner.config import LearnerConfig, LearnerJob, learning_rate
+from learner.loss import TokenLoss, spoil_if_not_finite
+from learner.policy import DTYPES, load_model, load_policy, published, without_adapters
 
 logger = logging.getLogger(__name__)
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _ADAM_EPSILON = 1e-8
+_ADAM_STATES = ("exp_avg", "exp_avg_sq")
+MASTER = "master"
+"""Names in a checkpoint are `master/NAME`, `exp_avg/NAME` and `exp_avg_sq/NAME`, all float32."""
+
+Loss = Callable[[torch.Tensor], TokenLoss]
+"""From the log-probs `[M]` of a pass."""
 
 
 class NonFiniteStep(Exception):
     """The loss or the gradient of a step was not finite. No rank was updated; all raise this."""
 
 
+class _Stage0Refused(Exception):
+    """Stops the optimiser before it changes anything."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Update:
-    """One applied update: the step's weighted sums by name (`SUMS`), over all ranks, and the norm before clipping."""
+    """One applied update: the loss's sums by name, over all ranks, and the gradient's norm before clipping."""
 
     sums: dict[str, float]
     max_abs_log_ratio: float
@@ -53,139 +63,265 @@ class _Policy(torch.nn.Module):
 
 
 class Engine:
-    """The policy on this rank, and the starting policy if the loss needs it."""
+    """The policy on this rank, and the starting policy if the loss needs it.
+
+    With *checkpoint*, weights and optimiser go on from there; its ranks may have been more or fewer. Raises ValueError
+    if it holds other parameters than are trained here.
+    """
 
     def __init__(
         self,
         config: LearnerConfig,
-        model: str,
+        job: LearnerJob,
         *,
         rank: int,
         world_size: int,
         master_addr: str,
         master_port: int,
-        temperature: float,
-        seed: int,
+        checkpoint: Checkpoint | None = None,
     ) -> None:
         self.config = config
+        self.job = job
         self.rank = rank
         self.world_size = world_size
-        self.temperature = temperature
         self.device = _join_process_group(config, rank, world_size, master_addr, master_port)
-        self.dtype = DTYPES[config.dtype]
-        torch.manual_seed(seed)
-        policy = self._load(model)
-        self.reference = self._load(model).eval().requires_grad_(False) if config.kl_weight > 0 else None
-        if config.gradient_checkpointing:
-            policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        self._wrapped = _Policy(policy, temperature).train()
+        torch.manual_seed(job.seed)
+        policy = load_policy(config, job.model, self.device)
+        self._trained = {name: weight for name, weight in policy.named_parameters() if weight.requires_grad}
+        if checkpoint is not None:
+            _set_weights(self._trained, checkpoint)
+        self._wrapped = _Policy(policy, job.temperature)
         self._stage_0_norm = math.nan
         self._engine = self._initialise_deepspeed()
+        if checkpoint is not None:
+            self._set_optimizer(checkpoint)
+        self._reference = self._load_reference()
 
     @property
     def model(self) -> Any:
         """The transformers model. Under ZeRO-3 its weights are empty outside `gathered`."""
         return self._wrapped.model
 
-    def update(self, passes: Iterable[tuple[Batch, Tokens]], step: int) -> Update:
+    def update(self, passes: Iterable[tuple[Batch, Loss]], names: Sequence[str], step: int) -> Update:
         """Accumulate the gradient of *passes* over all ranks and apply it; *step* counts from 1.
 
-        Raises NonFiniteStep before the update, on all ranks.
+        *names* are those of the loss's sums. Raises NonFiniteStep before the update, on all ranks.
         """
-        learning_rate = self.config.learning_rate * min(1.0, step / max(1, self.config.warmup_steps))
+        rate = learning_rate(self.config, step, self.job.steps)
         for group in self._engine.optimizer.param_groups:
-            group["lr"] = learning_rate
-        sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.device)
+            group["lr"] = rate
+        sums = torch.zeros(len(names), dtype=torch.float64, device=self.device)
         largest = torch.zeros((), dtype=torch.float32, device=self.device)
-        for batch, tokens in passes:
+        for batch, loss in passes:
             logprobs = self._engine(batch)
-            result = grpo_loss(logprobs, tokens, self.config, self._reference_logprobs(batch))
+            result = loss(logprobs)
             # DeepSpeed takes the mean over ranks; the weights are those of the whole step, so the sum is wanted.
             self._engine.backward(spoil_if_not_finite(result.loss, logprobs) * self.world_size, scale_wrt_gas=False)
             sums += result.sums
             largest = torch.maximum(largest, result.max_abs_log_ratio)
         torch.distributed.all_reduce(sums)
         torch.distributed.all_reduce(largest, op=torch.distributed.ReduceOp.MAX)
-        by_name = dict(zip(SUMS, sums.tolist(), strict=True))
-        self._engine.step()
+        by_name = dict(zip(names, sums.tolist(), strict=True))
+        is_applied = self._apply()
         grad_norm = self._grad_norm()
-        if not self._engine.was_step_applied() or not math.isfinite(grad_norm):
+        if not is_applied or not math.isfinite(grad_norm):
             raise NonFiniteStep(f"the loss is {by_name['loss']}, the gradient's norm {grad_norm}; nothing was updated")
-        return Update(sums=by_name, max_abs_log_ratio=float(largest), grad_norm=grad_norm, learning_rate=learning_rate)
+        return Update(sums=by_name, max_abs_log_ratio=float(largest), grad_norm=grad_norm, learning_rate=rate)
 
     @torch.no_grad()
     def logprobs(self, batch: Batch) -> torch.Tensor:
         """`[M]` under the current policy, without gradient."""
         return self._engine(batch)
 
+    @torch.no_grad()
+    def reference_logprobs(self, batches: Iterable[Batch]) -> list[torch.Tensor]:
+        """`[M]` of each batch under the starting policy, in host memory.
+
+        With adapters it is the policy itself without them. Otherwise a second model, which is on the device only while
+        this runs, or under ZeRO-3 shared out over the ranks.
+        """
+        if self.config.lora_rank > 0:
+            with without_adapters(self.model):
+                return [self._engine(batch).cpu() for batch in batches]
+        assert self._reference is not None, "load_policy keeps no reference: the loss does not ask for one"
+        if self.config.zero_stage == 3:
+            return [self._reference(batch).cpu() for batch in batches]
+        self._reference.to(self.device)
+        found = [self._reference(batch).cpu() for batch in batches]
+        self._reference.to("cpu")
+        return found
+
+    def probe(self, batch: Batch, loss: Loss) -> tuple[TokenLoss, bool]:
+        """The loss of *batch*, and whether the gradient that goes back through the whole model to its pictures has a
+        finite norm. No gradient is kept.
+        """
+        pixels = batch.pixel_values.detach().requires_grad_()
+        result = loss(self._wrapped(replace(batch, pixel_values=pixels)))
+        (gradient,) = torch.autograd.grad(result.loss, pixels)
+        return result, bool(torch.isfinite(gradient.norm()))
+
     @contextmanager
     def gathered(self, names: Sequence[str]) -> Iterator[dict[str, torch.Tensor]]:
-        """These parameters of the model, whole and in its dtype, on every rank. Read only."""
-        import deepspeed
-
-        parameters = dict(self.model.named_parameters())
-        chosen = {name: parameters[name] for name in names}
-        with deepspeed.zero.GatheredParameters(list(chosen.values()), enabled=self.config.zero_stage == 3):
-            yield {name: parameter.detach() for name, parameter in chosen.items()}
+        """These parameters of the Hugging Face model on every rank, whole, adapters merged, in its dtype. Read only."""
+        known = published(self.model)
+        chosen = {name: known[name] for name in names}
+        with self._whole([parameter for part in chosen.values() for parameter in part.needed]):
+            yield {name: part.merged() for name, part in chosen.items()}
 
     def parameter_sizes(self) -> list[tuple[str, int]]:
         """Name in the Hugging Face model and bytes of every parameter, tied ones once."""
         sizes = []
-        for name, parameter in self.model.named_parameters():
+        for name, part in published(self.model).items():
+            parameter = part.parameter
             count = parameter.ds_numel if hasattr(parameter, "ds_numel") else parameter.numel()
             sizes.append((name, count * parameter.element_size()))
         return sizes
 
+    def optimizer_step(self) -> int:
+        """Updates that the optimiser has counted."""
+        states = self._adam.state.values()
+        return int(next(iter(states))["step"]) if states else 0
+
+    def snapshot(self) -> dict[str, torch.Tensor]:
+        """This rank's share of the trained weights and optimiser states, copied to host memory."""
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        copies = {}
+        for index, (name, parameter) in enumerate(self._trained.items()):
+            for kind in (MASTER, *_ADAM_STATES):
+                if self.config.zero_stage == 0:
+                    whole = parameter.detach() if kind == MASTER else self._adam.state[parameter][kind]
+                elif kind == MASTER:
+                    whole = safe_get_full_fp32_param(parameter)
+                else:
+                    whole = safe_get_full_optimizer_state(parameter, kind)
+                if index % self.world_size == self.rank:
+                    copies[f"{kind}/{name}"] = whole.to("cpu", copy=True)
+        return copies
+
     def barrier(self) -> None:
         torch.distributed.barrier()
+
+    def share(self, own: Any) -> list[Any]:
+        """What each rank gave, by rank."""
+        shared: list[Any] = [None] * self.world_size
+        torch.distributed.all_gather_object(shared, own)
+        return shared
 
     def close(self) -> None:
         """Leave the process group."""
         self._engine.destroy()
         torch.distributed.destroy_process_group()
 
-    def _load(self, model: str) -> Any:
-        loaded = AutoModelForImageTextToText.from_pretrained(model, dtype=self.dtype, attn_implementation="sdpa")
-        return loaded.to(self.device)
+    @property
+    def _adam(self) -> torch.optim.Optimizer:
+        """PyTorch's optimiser, which under ZeRO holds flat parts of many parameters."""
+        optimizer = self._engine.optimizer
+        return optimizer if self.config.zero_stage == 0 else optimizer.optimizer
 
-    def _reference_logprobs(self, batch: Batch) -> torch.Tensor | None:
-        if self.reference is None:
-            return None
-        with torch.no_grad():
-            return answer_logprobs(self.reference, batch, self.temperature)
-
-    def _initialise_deepspeed(self) -> Any:
+    @contextmanager
+    def _whole(self, parameters: list[torch.nn.Parameter]) -> Iterator[None]:
         import deepspeed
 
-        config = self.config
-        parameters = [parameter for parameter in self._wrapped.parameters() if parameter.requires_grad]
-        # One parameter group: of several, DeepSpeed 0.19 links the optimizer state of the first only.
-        optimizer = torch.optim.AdamW(
-            parameters,
-            lr=config.learning_rate,
-            betas=(config.beta1, config.beta2),
-            eps=_ADAM_EPSILON,
-            weight_decay=config.weight_decay,
-        )
+        with deepspeed.zero.GatheredParameters(parameters, enabled=self.config.zero_stage == 3):
+            yield
+
+    def _load_reference(self) -> Any | None:
+        import deepspeed
+
+        if not self.config.loss.needs_reference or self.config.lora_rank > 0:
+            return None
+        in_host = torch.device("cpu")
+        model = load_model(self.job.reference, DTYPES[self.config.dtype], in_host).eval().requires_grad_(False)
+        wrapped = _Policy(model, self.job.temperature)
+        if self.config.zero_stage < 3:
+            return wrapped
+        settings = self._settings() | {"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}}}
+        if self.device.type == "cpu":
+            del settings["zero_optimization"]["offload_param"]
+        reference, *_ = deepspeed.initialize(model=wrapped, config=settings)
+        return reference
+
+    def _settings(self) -> dict[str, Any]:
         settings: dict[str, Any] = {
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": 1,
             # The number of passes varies from step to step: a step ends when `step` is called, not after a count.
             "managed_gradient_accumulation": False,
-            "zero_optimization": {"stage": config.zero_stage},
             "communication_data_type": "fp32",
             "data_types": {"grad_accum_dtype": "fp32"},
             "steps_per_print": 1_000_000_000,
         }
-        if config.dtype == "bfloat16":
+        if self.config.dtype == "bfloat16":
             settings["bf16"] = {"enabled": True, "check_grad_overflow": True}
+        return settings
+
+    def _initialise_deepspeed(self) -> Any:
+        import deepspeed
+
+        config = self.config
+        # One parameter group: of several, DeepSpeed 0.19 links the optimizer state of the first only.
+        optimizer = torch.optim.AdamW(
+            self._trained.values(),
+            lr=config.learning_rate,
+            betas=(config.beta1, config.beta2),
+            eps=_ADAM_EPSILON,
+            weight_decay=config.weight_decay,
+        )
+        zero: dict[str, Any] = {"stage": config.zero_stage}
+        if config.offload_optimizer:
+            zero["offload_optimizer"] = {"device": "cpu"}
+        settings = self._settings() | {
+            "zero_optimization": zero,
+            "zero_force_ds_cpu_optimizer": False,  # PyTorch's AdamW, offloaded or not
+            "gradient_clipping": config.max_grad_norm,
+        }
         if config.zero_stage == 0:
             settings["gradient_clipping"] = 0.0  # its default is 1
             optimizer.register_step_pre_hook(self._check_and_clip)
-        else:
-            settings["gradient_clipping"] = config.max_grad_norm
         engine, *_ = deepspeed.initialize(model=self._wrapped, optimizer=optimizer, config=settings)
         return engine
+
+    def _set_optimizer(self, checkpoint: Checkpoint) -> None:
+        """DeepSpeed makes Adam's states in the first step; here they are made first, then filled."""
+        from deepspeed.utils import (
+            safe_set_full_fp32_param,
+            safe_set_full_optimizer_state,
+            safe_set_local_fp32_param,
+            safe_set_local_optimizer_state,
+        )
+
+        adam, stage = self._adam, self.config.zero_stage
+        flat = self._engine.optimizer.fp32_partitioned_groups_flat if stage == 3 else adam.param_groups[0]["params"]
+        for part in flat:
+            adam.state[part]["step"] = torch.tensor(float(checkpoint.facts["optimizer_step"]))
+            adam.state[part] |= {kind: torch.zeros_like(part) for kind in _ADAM_STATES}
+        if stage in (1, 2):
+            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+        for key, value in checkpoint.read():
+            kind, name = key.split("/", 1)
+            parameter = self._trained[name]
+            if stage == 0:
+                if kind != MASTER:
+                    adam.state[parameter][kind].copy_(value)
+            elif stage == 3:
+                own = _own_part(value.to(self.device), parameter.ds_tensor.numel(), self.rank)
+                if kind == MASTER:
+                    safe_set_local_fp32_param(parameter, own)
+                else:
+                    safe_set_local_optimizer_state(parameter, own, kind)
+            elif kind == MASTER:
+                safe_set_full_fp32_param(parameter, value)
+            else:
+                safe_set_full_optimizer_state(parameter, value, kind)
+
+    def _apply(self) -> bool:
+        try:
+            self._engine.step()
+        except _Stage0Refused:
+            self._engine.zero_grad()
+            return False
+        return self._engine.was_step_applied()
 
     def _check_and_clip(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         """Stage 0 only: there DeepSpeed would apply a gradient that is not finite.
@@ -196,11 +332,33 @@ class Engine:
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
         self._stage_0_norm = float(norm)
         if not math.isfinite(self._stage_0_norm):
-            self._engine.zero_grad()
-            raise NonFiniteStep(f"the gradient's norm is {self._stage_0_norm}; nothing was updated")
+            raise _Stage0Refused
 
     def _grad_norm(self) -> float:
         return self._stage_0_norm if self.config.zero_stage == 0 else float(self._engine.get_global_grad_norm())
+
+
+def _set_weights(trained: dict[str, torch.nn.Parameter], checkpoint: Checkpoint) -> None:
+    missing = set(trained)
+    for key, value in checkpoint.read():
+        kind, name = key.split("/", 1)
+        if kind == MASTER:
+            if name not in trained:
+                missing.add(name)
+                continue
+            trained[name].data.copy_(value)
+            missing.remove(name)
+    if missing:
+        raise ValueError(
+            f"{checkpoint.path} is of a run that trained other parameters ({len(missing)} differ, {min(missing)} for "
+            "one); go on with the same model, freeze and lora_rank"
+        )
+
+
+def _own_part(whole: torch.Tensor, size: int, rank: int) -> torch.Tensor:
+    """Rank *rank*'s part of ZeRO-3's even shares, the last of which are filled up with zeros."""
+    part = whole.flatten()[rank * size : (rank + 1) * size]
+    return torch.nn.functional.pad(part, (0, size - len(part)))
 
 
 def _join_process_group(

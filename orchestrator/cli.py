@@ -6,6 +6,7 @@ import logging
 import sys
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -18,6 +19,8 @@ DESCRIPTION = "Train a vision-language model by reinforcement learning to see wh
 EXAMPLES = """examples:
   star-r1 train deploy/runs/tiny_cpu.toml
   star-r1 train deploy/runs/tiny_cpu.toml --set loop.steps=20 --set rollout.workers=2 --out output/try
+  star-r1 train deploy/runs/tiny_cpu.toml --out output/try --resume
+  star-r1 sft deploy/runs/tiny_sft.toml
   star-r1 eval --model output/try/model --data data/tiny
   star-r1 data show data/tiny --out output/tiny.html
   ray job submit --working-dir . -- star-r1 train deploy/runs/tiny_cpu.toml
@@ -41,15 +44,26 @@ def build_parser() -> argparse.ArgumentParser:
     parser = with_epilog(argparse.ArgumentParser("star-r1", description=DESCRIPTION), EXAMPLES)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    train = add_command(
-        commands, "train", "run GRPO as a run file says", "star-r1 train deploy/runs/tiny_cpu.toml --set loop.steps=20"
+    _add_run_command(
+        commands,
+        "train",
+        "reinforcement learning as a run file says",
+        "star-r1 train deploy/runs/tiny_cpu.toml --set loop.steps=20",
     )
-    train.add_argument("run_file", type=Path, metavar="RUN.toml", help="a complete run file, see deploy/runs/")
-    train.add_argument(
-        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override one value; may be repeated"
+    _add_run_command(
+        commands,
+        "sft",
+        "the supervised baseline STAR-SFT: learn the right answers, with the same run file, data and metrics",
+        "star-r1 sft deploy/runs/tiny_sft.toml --set loop.steps=20",
     )
-    train.add_argument("--out", type=Path, metavar="DIR", help="run directory (default: output/RUN-<date and time>)")
-    train.set_defaults(run=run_train)
+    replay = add_command(
+        commands,
+        "replay",
+        "do a refused step again, group by group, without an update, to see where it is not finite",
+        "star-r1 replay output/run/refused/step-000012",
+    )
+    replay.add_argument("folder", type=Path, metavar="DIR", help="a folder in the run directory's refused/")
+    replay.set_defaults(run=run_replay)
 
     add_data_commands(commands)
     add_score_commands(commands)
@@ -75,16 +89,38 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_run_command(commands: Any, name: str, what: str, example: str) -> None:
+    command = add_command(commands, name, what, example)
+    command.add_argument("run_file", type=Path, metavar="RUN.toml", help="a complete run file, see deploy/runs/")
+    command.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override one value; may be repeated"
+    )
+    command.add_argument("--out", type=Path, metavar="DIR", help="run directory (default: output/RUN-<date and time>)")
+    command.add_argument(
+        "--resume", action="store_true", help="go on from the newest whole checkpoint in --out, if there is one"
+    )
+    command.set_defaults(run=run_train, kind=name)
+
+
 def run_train(options: argparse.Namespace) -> None:
+    if options.resume and options.out is None:
+        raise ConfigError("--resume needs --out DIR, the run directory to go on in")
     config = load_run_config(options.run_file, options.set)
     now = datetime.now().strftime("%Y%m%d-%H%M%S")
     out = options.out or Path("output") / f"{options.run_file.stem}-{now}"
-    from orchestrator.training import run_training  # here, so that help and config errors come at once
+    from orchestrator.training import run_sft, run_training  # here, so that help and config errors come at once
 
+    run = {"train": run_training, "sft": run_sft}[options.kind]
     try:
-        asyncio.run(run_training(config, out, Console()))
+        asyncio.run(run(config, out, Console(), options.resume))
     except* ConfigError as group:
         raise first_of(group) from None
+
+
+def run_replay(options: argparse.Namespace) -> None:
+    from orchestrator.replay import replay
+
+    replay(options.folder, Console())
 
 
 def run_tiny_policy(options: argparse.Namespace) -> None:

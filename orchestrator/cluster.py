@@ -8,11 +8,13 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import ray
 
 from learner.actor import LearnerRank
+from learner.config import LearnerJob
 from orchestrator.config import ConfigError, RunConfig
 from orchestrator.ray_roles import RayLearner, RayRollouts, RayScorer
 from reward_service.actor import RewardWorker
@@ -45,8 +47,14 @@ def connected(config: RunConfig) -> Iterator[None]:
         ray.shutdown()
 
 
-async def start_roles(config: RunConfig) -> tuple[RayRollouts, RayScorer, RayLearner]:
-    """Place all workers and wait until they are ready. Raises ConfigError if the cluster is too small for them."""
+async def start_roles(
+    config: RunConfig, out: Path, checkpoint: Path | None = None
+) -> tuple[RayRollouts, RayScorer, RayLearner]:
+    """Place all workers and wait until they are ready.
+
+    The learner goes on from *checkpoint* and writes to *out*, both absolute; the rollout workers serve the model that
+    the run began with. Raises ConfigError if the cluster is too small for them.
+    """
     _check_room(config)
     model = str(config.model.resolve())
     rollouts = RayRollouts(
@@ -60,16 +68,22 @@ async def start_roles(config: RunConfig) -> tuple[RayRollouts, RayScorer, RayLea
     scorer = RayScorer(
         [scorers.remote(config.reward_service) for _ in range(config.reward_service.workers)], config.reward_service
     )
+    job = LearnerJob(
+        model=model,
+        reference=model,
+        folder=str(out),
+        temperature=config.rollout.temperature,
+        max_answer_tokens=config.rollout.max_answer_tokens,
+        steps=config.loop.steps,
+        seed=config.seed,
+        keep_checkpoints=config.checkpoint.keep,
+    )
     ranks = config.learner.ranks
     learner = RayLearner(
-        [
-            _actor(LearnerRank, 1).remote(config.learner, model, rank, ranks, config.rollout.temperature, config.seed)
-            for rank in range(ranks)
-        ],
-        config.learner,
+        [_actor(LearnerRank, 1).remote(config.learner, job, rank, ranks) for rank in range(ranks)], config.learner
     )
     await rollouts.start(config.start_timeout_s)
-    await learner.start(config.start_timeout_s)
+    await learner.start(config.start_timeout_s, checkpoint)
     await scorer.start(config.start_timeout_s)
     return rollouts, scorer, learner
 

@@ -47,6 +47,17 @@ class EvaluationConfig(BaseModel):
     max_samples: int = Field(ge=0, description="Held-out pairs asked, from the start of the split; 0 turns it off.")
 
 
+class CheckpointConfig(BaseModel):
+    """What is kept to go on from (`--resume`)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    every_steps: int = Field(
+        default=20, ge=0, description="Steps between checkpoints; larger loses more steps to a crash; 0 turns them off."
+    )
+    keep: int = Field(default=2, ge=1, description="Newest checkpoints kept; each has three float32 numbers a weight.")
+
+
 class RunConfig(BaseModel):
     """A whole run file."""
 
@@ -57,6 +68,7 @@ class RunConfig(BaseModel):
     start_timeout_s: float = Field(default=600.0, gt=0, description="Seconds until all workers must be ready.")
     loop: LoopConfig
     evaluation: EvaluationConfig
+    checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="A table of its own.")
     data: DataConfig
     rollout: RolloutConfig
     reward_service: RewardConfig

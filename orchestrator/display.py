@@ -60,21 +60,24 @@ def counting(console: Console, what: str) -> Iterator[Counter]:
         yield Counter(console, what, progress)
 
 
-def step_line(row: dict[str, float], steps: int) -> str:
-    """One line for people: step, version, reward, staleness, speed, time left."""
-    left_s = row["elapsed_s"] / row["step"] * (steps - row["step"])
+def step_line(row: dict[str, float], steps: int, left_s: float) -> str:
+    """One line for people: step, version, reward and staleness if there are any, loss, speed, time left."""
+    sampled = (
+        f"reward {row['reward']:+.2f}  well-formed {row['well_formed']:.0%}  staleness {row['staleness']:.1f}  "
+        if "reward" in row
+        else ""
+    )
     return (
-        f"step {row['step']:>3.0f}/{steps}  version {row['version']:>3.0f}  reward {row['reward']:+.2f}  "
-        f"well-formed {row['well_formed']:.0%}  staleness {row['staleness']:.1f}  loss {row['loss']:+.4f}  "
+        f"step {row['step']:>3.0f}/{steps}  version {row['version']:>3.0f}  {sampled}loss {row['loss']:+.4f}  "
         f"{row['tokens_per_s']:,.0f} tokens/s  {row['step_s']:.1f} s  left {left_s // 60:.0f}:{left_s % 60:02.0f}"
     )
 
 
 def live_note(row: dict[str, float]) -> str:
     """What stands beside the bar, which itself counts the steps and the time left."""
+    sampled = f"reward {row['reward']:+.2f}  staleness {row['staleness']:.1f}" if "reward" in row else ""
     return (
-        f"version {row['version']:.0f}  reward {row['reward']:+.2f}  staleness {row['staleness']:.1f}  "
-        f"{row['tokens_per_s']:,.0f} tokens/s"
+        f"version {row['version']:.0f}  {sampled or format(row['loss'], '+.4f')}  {row['tokens_per_s']:,.0f} tokens/s"
     )
 
 

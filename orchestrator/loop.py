@@ -28,7 +28,11 @@ class StepTimes:
 
 @dataclass(kw_only=True)
 class Run:
-    """Everything that the loop touches. *after_step* sees each step once its version is served."""
+    """Everything that the loop touches.
+
+    *after_step* sees each step once its version is served; every *checkpoint_every* steps the learner's state is kept
+    (0: never). A run that goes on begins with its *served* version.
+    """
 
     rollouts: Rollouts
     scorer: Scorer
@@ -39,6 +43,7 @@ class Run:
     groups_per_step: int
     max_staleness: int
     seed: int
+    checkpoint_every: int
     after_step: Callable[[StepReport, tuple[ScoredGroup, ...], StepTimes], None]
     served: PolicyVersion = field(default=PolicyVersion(0))
 
@@ -69,7 +74,7 @@ async def sample_and_score(run: Run, ticket: Ticket) -> None:
 
 async def keep_learning(run: Run) -> None:
     """Take, learn, publish, release: once a step."""
-    for _ in range(run.steps):
+    while run.served < run.steps:
         began = time.monotonic()
         groups = await run.window.take(run.groups_per_step)
         check_staleness(groups, run.served, run.max_staleness)
@@ -82,6 +87,8 @@ async def keep_learning(run: Run) -> None:
         await run.window.release(len(groups))  # only now: earlier, and a group could be one version too old
         times = StepTimes(wait_s=taken - began, learn_s=learned - taken, publish_s=published - learned)
         run.after_step(report, groups, times)
+        if run.checkpoint_every and report.version % run.checkpoint_every == 0:
+            await run.learner.checkpoint()
 
 
 def staleness(group: ScoredGroup, version: PolicyVersion) -> int:

@@ -1,6 +1,7 @@
 """One row of metrics a step: the same keys every step, each mean over what its comment says. JSON lines come first."""
 
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TextIO
@@ -48,6 +49,23 @@ def step_row(
     }
 
 
+def imitation_row(report: StepReport, samples: int, step_s: float, elapsed_s: float) -> dict[str, float]:
+    """The row of one supervised step; times as in `step_row`. *entropy*: the mean of -log-prob of the right tokens."""
+    return {
+        "step": report.version,
+        "version": report.version,
+        "loss": report.loss,
+        "grad_norm": report.grad_norm,
+        **report.stats,
+        "answer_tokens": float(report.tokens),  # of the step
+        "answer_length": report.tokens / samples,  # over samples
+        "tokens_per_s": report.tokens / step_s,
+        "samples_per_s": samples / step_s,
+        "step_s": step_s,
+        "elapsed_s": elapsed_s,
+    }
+
+
 class MetricsFile:
     """Appends rows to a JSON-lines file, each on disk before the next step begins."""
 
@@ -60,6 +78,13 @@ class MetricsFile:
 
     def close(self) -> None:
         self._file.close()
+
+
+def write_rows(path: Path, rows: Iterable[dict[str, float]]) -> None:
+    """Replace the file at once."""
+    part = path.with_suffix(".part")
+    part.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    os.replace(part, path)
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:

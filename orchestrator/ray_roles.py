@@ -6,6 +6,7 @@ fewest in flight.
 
 import asyncio
 from collections.abc import Awaitable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -110,13 +111,26 @@ class RayLearner:
         self._ranks = ranks
         self._config = config
 
-    async def start(self, timeout_s: float) -> None:
+    async def start(self, timeout_s: float, checkpoint: Path | None = None) -> None:
         address, port = await within(timeout_s, "learner rank 0", self._ranks[0].address.remote())
-        await _each(self._ranks, timeout_s, "start of a learner rank", "connect", address, port)
+        path = None if checkpoint is None else str(checkpoint)
+        await _each(self._ranks, timeout_s, "start of a learner rank", "connect", address, port, path)
 
     async def step(self, groups: tuple[ScoredGroup, ...]) -> StepReport:
         reports = await self._all("learner step", "step", ray.put(groups))
         return reports[0]
+
+    async def imitate(self, prompts: tuple[Prompt, ...]) -> StepReport:
+        """One supervised update on the right answers to *prompts*; makes the next version."""
+        reports = await self._all("supervised step", "imitate", ray.put(prompts))
+        return reports[0]
+
+    async def checkpoint(self) -> None:
+        await self._all("checkpoint", "save_checkpoint")
+
+    async def finish_checkpoint(self) -> None:
+        """Return when the last checkpoint is on disk. Raises what its writing raised."""
+        await self._all("writing of the checkpoint", "finish_checkpoint")
 
     async def export(self) -> list[ray.ObjectRef]:
         """References to the buckets of rank 0; the weights never pass through this process."""

@@ -36,6 +36,10 @@ class Learner(Protocol):
         """One update on *groups*; makes the next version."""
         ...
 
+    async def checkpoint(self) -> None:
+        """Begin to write the newest version with all that is needed to go on from it; steps may follow at once."""
+        ...
+
     async def export(self) -> Any:
         """The weights of the newest version, in whatever form `Rollouts.receive` takes."""
         ...

@@ -18,16 +18,17 @@ Ticket = NewType("Ticket", int)
 
 
 class Window:
-    """See the module. *total_groups* bounds the whole run: after that many admissions `admit` returns None."""
+    """See the module. *total_groups* bounds the whole run: after that many admissions `admit` returns None.
 
-    def __init__(self, *, groups_per_step: int, max_staleness: int, total_groups: int) -> None:
+    A run that goes on has *done* groups behind it: learned from, and served.
+    """
+
+    def __init__(self, *, groups_per_step: int, max_staleness: int, total_groups: int, done: int = 0) -> None:
         if groups_per_step < 1 or max_staleness < 0:
             raise ValueError(f"groups_per_step {groups_per_step} must be at least 1, max_staleness {max_staleness} 0")
         self.capacity = (max_staleness + 1) * groups_per_step
         self.total_groups = total_groups
-        self._admitted = 0
-        self._taken = 0
-        self._released = 0
+        self._admitted = self._taken = self._released = done
         self._ready: dict[Ticket, ScoredGroup] = {}
         self._changed = asyncio.Condition()
 

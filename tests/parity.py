@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -11,12 +12,12 @@ from orchestrator.publish import publish
 from tvr.records import Prompt
 
 
-async def gaps_around_a_publish(config: RunConfig, prompts: Sequence[Prompt]) -> list[float]:
+async def gaps_around_a_publish(config: RunConfig, prompts: Sequence[Prompt], out: Path) -> list[float]:
     """Largest absolute difference (nats) at version 0 and, after one learner step and its publish, at version 1.
 
-    Call it inside `orchestrator.cluster.connected`.
+    *out* is for the learner. Call it inside `orchestrator.cluster.connected`.
     """
-    rollouts, scorer, learner = await start_roles(config)
+    rollouts, scorer, learner = await start_roles(config, out)
     gaps = []
     for version in (0, 1):
         groups = await asyncio.gather(*(rollouts.sample(prompt, seed=version) for prompt in prompts))

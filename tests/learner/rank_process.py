@@ -1,10 +1,11 @@
 """One learner rank in a process of its own, for the tests: MODEL FOLDER WORLD_SIZE PORT RANK.
 
 Reads FOLDER/jobs.pickle, a dict of jobs by name, and writes FOLDER/rank_RANK.pickle. A job is a dict with `config` (of
-LearnerConfig), `steps` (the groups of each step) and, if wanted, `save` (a folder). Its result holds the StepReport or
-the error of each step, the gradient of the first update that was applied, the parameters before and after, the
-log-probs of the first groups at both times, and the weight buckets. All jobs run one after the other in one process
-group.
+LearnerConfig), `steps` (the groups of each step) and, if wanted, `job` (of LearnerJob), `save` (a folder), `resume` (a
+checkpoint to go on from), `checkpoint_after` (a number of steps), `imitate` (true: supervised steps). Its result holds
+the StepReport or the error of each step, the gradient of the first update that was applied, the parameters before and
+after each step, the log-probs of the last step's groups at both ends, and the weight buckets. All jobs run one after
+the other in one process group.
 """
 
 import os
@@ -19,7 +20,7 @@ import safetensors.torch
 import torch
 
 from learner.actor import LearnerRank
-from learner.config import LearnerConfig
+from learner.config import LearnerConfig, LearnerJob
 from learner.engine import NonFiniteStep
 
 BUCKET_BYTES = 400_000
@@ -28,25 +29,33 @@ BUCKET_BYTES = 400_000
 def main() -> None:
     model, folder, world_size, port, rank = sys.argv[1], Path(sys.argv[2]), *map(int, sys.argv[3:])
     jobs = pickle.loads((folder / "jobs.pickle").read_bytes())
-    results = {name: run_job(job, model, rank, world_size, port) for name, job in jobs.items()}
+    results = {name: run_job(job, model, folder / name, rank, world_size, port) for name, job in jobs.items()}
     (folder / f"rank_{rank}.pickle").write_bytes(pickle.dumps(results))
 
 
-def run_job(job: dict[str, Any], model: str, rank: int, world_size: int, port: int) -> dict[str, Any]:
+def run_job(job: dict[str, Any], model: str, folder: Path, rank: int, world_size: int, port: int) -> dict[str, Any]:
     config = LearnerConfig(**job["config"], ranks=world_size)
-    learner = LearnerRank(config, model, rank, world_size, temperature=job.get("temperature", 1.0), seed=0)
-    learner.connect("127.0.0.1", port)
+    settings = {"folder": str(folder), "temperature": 1.0, "max_answer_tokens": 16, "steps": 10} | job.get("job", {})
+    learner = LearnerRank(config, LearnerJob(model=model, reference=model, **settings), rank, world_size)
+    result: dict[str, Any] = {"reports": [], "gradient": None}
+    result["start"] = learner.connect("127.0.0.1", port, job.get("resume"))
     groups = tuple(scored.group for scored in job["steps"][-1])
-    result: dict[str, Any] = {"reports": [], "parameters": [read_parameters(learner)], "gradient": None}
+    result["parameters"] = [read_parameters(learner)]
     result["logprobs"] = [learner.logprobs(groups)]
     for step in job["steps"]:
         try:
-            result["reports"].append(learner.step(step))
+            if job.get("imitate"):
+                result["reports"].append(learner.imitate(tuple(scored.group.prompt for scored in step)))
+            else:
+                result["reports"].append(learner.step(step))
         except NonFiniteStep as error:
             result["reports"].append(error)
         else:
             result["gradient"] = result["gradient"] or read_first_gradient(learner, config)
+            if len(result["reports"]) == job.get("checkpoint_after"):
+                learner.save_checkpoint()
         result["parameters"].append(read_parameters(learner))
+    learner.finish_checkpoint()
     result["logprobs"].append(learner.logprobs(groups))
     result["version"] = learner.version()
     result["buckets"] = [learner.weight_bucket(index) for index in range(learner.weight_bucket_count(BUCKET_BYTES))]
@@ -68,7 +77,7 @@ def read_first_gradient(learner: LearnerRank, config: LearnerConfig) -> dict[str
     engine = learner._engine
     assert engine is not None
     gradient = {}
-    for name, parameter in engine.model.named_parameters():
+    for name, parameter in engine._trained.items():
         if config.zero_stage == 0:
             moment = engine._engine.optimizer.state[parameter]["exp_avg"]
         else:

@@ -2,14 +2,21 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from learner.batch import Row, answer_logprobs, build_row, collate_per_sample, collate_shared, shared_prompt
+import learner.batch
+from learner.batch import BatchRow, answer_logprobs, collate, lay_out_prompt, one_sample_a_row, shared_prompt
+from learner.config import LearnerConfig
 from learner.encode import PairEncoder
+from learner.packing import GroupLengths, split_group
+from learner.policy import load_policy
+from learner.tiny_policy import build_config
 from tvr.records import SampleGroup
 
 TEMPERATURE = 0.8
@@ -18,7 +25,7 @@ CASES: dict[str, list[dict[str, Any]]] = {
     "one token": [{"lengths": [1]}],
     "unequal answers": [{"lengths": [1, 12, 5, 1]}],
     "pictures of different sizes": [{"lengths": [3, 9], "sizes": ((96, 48), (48, 80))}],
-    "padded together": [
+    "packed together": [
         {"lengths": [6, 1, 4], "objects": 1},
         {"lengths": [2], "sizes": ((64, 64), (32, 48))},
         {"lengths": [17, 3], "objects": 2, "sizes": ((112, 80), (112, 80))},
@@ -26,15 +33,34 @@ CASES: dict[str, list[dict[str, Any]]] = {
 }
 
 
+def draw_case(seed: int) -> list[dict[str, Any]]:
+    """One to three groups of 1 to 16 answers of 1 to 20 tokens, every picture of its own size."""
+    rng = np.random.default_rng(seed)
+    sizes = lambda: tuple(16 * int(side) for side in rng.integers(2, 7, 2))  # noqa: E731
+    return [
+        {"lengths": rng.integers(1, 21, rng.integers(1, 17)).tolist(), "sizes": (sizes(), sizes())}
+        for _ in range(rng.integers(1, 4))
+    ]
+
+
+CASES |= {f"random {seed}": draw_case(seed) for seed in range(12)}
+
+
 @pytest.fixture(scope="session")
 def encoder(policy_folder: str) -> PairEncoder:
     return PairEncoder(policy_folder)
 
 
-def build_rows(policy: Any, encoder: PairEncoder, groups: Sequence[SampleGroup]) -> list[Row]:
-    rope = policy.model.get_rope_index
-    pictures = [encoder.encode(group.prompt, shared_prompt(group)) for group in groups]
-    return [build_row(*pair, encoder.image_token_id, rope) for pair in zip(groups, pictures, strict=True)]
+def build_rows(policy: Any, encoder: PairEncoder, groups: Sequence[SampleGroup], row_tokens: int) -> list[BatchRow]:
+    rows = []
+    for index, group in enumerate(groups):
+        pictures = encoder.encode(group.prompt, shared_prompt(group))
+        prompted = lay_out_prompt(group, pictures, encoder.image_token_id, policy.model.get_rope_index)
+        answers = tuple(sample.trace.token_ids for sample in group.samples)
+        lengths = GroupLengths(group=index, prompt=len(prompted.prompt), answers=tuple(map(len, answers)))
+        for row in split_group(lengths, row_tokens):
+            rows.append(BatchRow(prompted=prompted, answers=tuple(answers[sample] for sample in row.samples)))
+    return rows
 
 
 def run(policy: Any, logprobs: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -71,14 +97,42 @@ def test_all_layouts_give_the_same_logprobs_and_gradients(
     case: str, policy: Any, encoder: PairEncoder, make_group: Callable[..., Any]
 ) -> None:
     groups = [make_group(seed, **arguments).group for seed, arguments in enumerate(CASES[case])]
-    rows = build_rows(policy, encoder, groups)
-    shared = run(policy, answer_logprobs(policy, collate_shared(rows, torch.float32), TEMPERATURE))
-    per_sample = run(policy, answer_logprobs(policy, collate_per_sample(rows, torch.float32), TEMPERATURE))
+    rows = build_rows(policy, encoder, groups, row_tokens=10_000)
+    split = build_rows(policy, encoder, groups, row_tokens=len(rows[0].prompted.prompt) + 20)
+    layouts = [collate(rows), collate(split), collate(one_sample_a_row(rows))]
+    shared, *others = [run(policy, answer_logprobs(policy, batch, TEMPERATURE)) for batch in layouts]
+    policy.set_attn_implementation("sdpa")
     plain = run(policy, transformers_logprobs(policy, encoder, groups))
-    for other in (per_sample, plain):
+    for other in (*others, plain):
         np.testing.assert_allclose(shared[0], other[0], atol=1e-5, rtol=0)
         np.testing.assert_allclose(shared[1], other[1], atol=1e-5, rtol=0)
     assert np.abs(plain[1]).max() > 0.01, "gradients too small for the comparison to mean anything"
+
+
+def test_fewer_key_heads_than_query_heads(make_group: Callable[..., Any], encoder: PairEncoder, tmp_path: Path) -> None:
+    config = build_config(encoder.processor.tokenizer).to_dict()
+    config["text_config"]["num_key_value_heads"] = 2
+    torch.manual_seed(0)
+    Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**config)).save_pretrained(tmp_path)
+    policy = load_policy(LearnerConfig(), str(tmp_path), torch.device("cpu"))
+    groups = [make_group(0, [5, 9, 2]).group]
+    batch = collate(build_rows(policy, encoder, groups, row_tokens=10_000))
+    shared = run(policy, answer_logprobs(policy, batch, TEMPERATURE))
+    policy.set_attn_implementation("sdpa")
+    plain = run(policy, transformers_logprobs(policy, encoder, groups))
+    np.testing.assert_allclose(shared[0], plain[0], atol=1e-5, rtol=0)
+    np.testing.assert_allclose(shared[1], plain[1], atol=1e-5, rtol=0)
+
+
+def test_logits_in_parts_are_the_same(
+    policy: Any, encoder: PairEncoder, make_group: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = collate(build_rows(policy, encoder, [make_group(0, [5, 9, 2]).group], row_tokens=10_000))
+    whole = run(policy, answer_logprobs(policy, batch, TEMPERATURE))
+    monkeypatch.setattr(learner.batch, "LOGITS_AT_ONCE", 128 * 5)  # a vocabulary of 128: five tokens at a time
+    parts = run(policy, answer_logprobs(policy, batch, TEMPERATURE))
+    np.testing.assert_allclose(parts[0], whole[0], atol=1e-6, rtol=0)
+    np.testing.assert_allclose(parts[1], whole[1], atol=1e-6, rtol=0)
 
 
 def test_a_sampled_picture_placeholder_is_a_token_like_any_other(
@@ -87,12 +141,12 @@ def test_a_sampled_picture_placeholder_is_a_token_like_any_other(
     group = make_group(0, [4, 3]).group
     first, second = group.samples
     odd = replace(first, trace=replace(first.trace, token_ids=np.array([9, encoder.image_token_id, 9, 9], np.int32)))
-    rows = build_rows(policy, encoder, [replace(group, samples=(odd, second))])
-    plain_rows = build_rows(policy, encoder, [group])
+    rows = build_rows(policy, encoder, [replace(group, samples=(odd, second))], row_tokens=10_000)
+    plain_rows = build_rows(policy, encoder, [group], row_tokens=10_000)
     with torch.no_grad():
-        shared = answer_logprobs(policy, collate_shared(rows, torch.float32), TEMPERATURE)
-        per_sample = answer_logprobs(policy, collate_per_sample(rows, torch.float32), TEMPERATURE)
-        sibling = answer_logprobs(policy, collate_shared(plain_rows, torch.float32), TEMPERATURE)[4:]
+        shared = answer_logprobs(policy, collate(rows), TEMPERATURE)
+        per_sample = answer_logprobs(policy, collate(one_sample_a_row(rows)), TEMPERATURE)
+        sibling = answer_logprobs(policy, collate(plain_rows), TEMPERATURE)[4:]
     np.testing.assert_allclose(shared, per_sample, atol=1e-5, rtol=0)
     np.testing.assert_allclose(shared[4:], sibling, atol=1e-5, rtol=0)
 
@@ -101,7 +155,7 @@ def test_a_row_holds_prompt_and_pictures_once(
     policy: Any, encoder: PairEncoder, make_group: Callable[..., Any]
 ) -> None:
     group = make_group(0, [3, 4, 5]).group
-    batch = collate_shared(build_rows(policy, encoder, [group]), torch.float32)
+    batch = collate(build_rows(policy, encoder, [group], row_tokens=10_000))
     assert batch.input_ids.shape == (1, len(shared_prompt(group)) + 3 + 4 + 5)
     assert len(batch.image_grid_thw) == 2
 

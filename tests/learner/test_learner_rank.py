@@ -4,7 +4,7 @@ Gradients are compared rather than parameters: Adam's first update is nearly the
 gradient is rounding noise around zero the parameters of two right computations differ by up to twice the learning rate.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,10 @@ import safetensors.torch
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from learner.advantages import group_advantages
-from learner.encode import PairEncoder
 from learner.engine import NonFiniteStep
-from tvr.records import ScoredGroup, StepReport
+from tests.learner.plain_step import LEARNING_RATE, TEMPERATURE, assert_same_step, gradient_difference, plain_torch_step
+from tvr.records import ScoredGroup
 
-LEARNING_RATE = 1e-3
-TEMPERATURE = 0.9
 BASE: dict[str, Any] = {"learning_rate": LEARNING_RATE, "max_grad_norm": 1000.0, "row_tokens": 512}
 CLIPPED_NORM = 0.05
 
@@ -54,11 +51,11 @@ def alone(
         "stage 1": {"config": BASE | {"zero_stage": 1}, "steps": [groups]},
         "stage 3": {"config": BASE | {"zero_stage": 3}, "steps": [groups]},
         "one pass": {"config": BASE | {"row_tokens": 100_000}, "steps": [groups]},
-        "a pass for every group": {"config": BASE | {"row_tokens": 1}, "steps": [groups]},
+        "a row for every sample": {"config": BASE | {"row_tokens": 1}, "steps": [groups]},
         "checkpointing": {"config": BASE | {"gradient_checkpointing": True}, "steps": [groups]},
         "clipped": {"config": BASE | {"max_grad_norm": CLIPPED_NORM}, "steps": [groups]},
         "clipped, stage 0": {"config": BASE | {"max_grad_norm": CLIPPED_NORM, "zero_stage": 0}, "steps": [groups]},
-        "kl": {"config": BASE | {"kl_weight": 0.1}, "steps": [groups, groups]},
+        "kl": {"config": BASE | {"loss": {"kl_weight": 0.1}}, "steps": [groups, groups]},
         "warm-up": {"config": BASE | {"warmup_steps": 2}, "steps": [groups, groups, groups]},
         "bfloat16": {"config": BASE | {"dtype": "bfloat16"}, "steps": [groups]},
         "bad, stage 2": {"config": BASE, "steps": [bad, groups]},
@@ -67,7 +64,7 @@ def alone(
         "bad, bfloat16": {"config": BASE | {"dtype": "bfloat16"}, "steps": [bad, groups]},
     }
     for job in jobs.values():
-        job["temperature"] = TEMPERATURE
+        job["job"] = {"temperature": TEMPERATURE}
     for name in ("stage 2", "bfloat16"):
         jobs[name]["save"] = str(tmp_path_factory.mktemp("saved") / "model")
     (results,) = run_ranks(1, jobs)
@@ -97,7 +94,7 @@ def pair(
     }
     jobs["stage 3"]["save"] = str(tmp_path_factory.mktemp("saved") / "model")
     for job in jobs.values():
-        job["temperature"] = TEMPERATURE
+        job["job"] = {"temperature": TEMPERATURE}
     results = run_ranks(2, jobs)
     results[0]["stage 3"]["saved"] = jobs["stage 3"]["save"]
     return results
@@ -106,54 +103,6 @@ def pair(
 @pytest.fixture(scope="session")
 def reference(policy_folder: str, groups: tuple[ScoredGroup, ...]) -> dict[str, Any]:
     return plain_torch_step(policy_folder, groups)
-
-
-def plain_torch_step(folder: str, groups: tuple[ScoredGroup, ...]) -> dict[str, Any]:
-    """One GRPO step sample by sample with transformers' own forward pass, autograd and torch's AdamW."""
-    policy = AutoModelForImageTextToText.from_pretrained(folder, attn_implementation="sdpa")
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
-    encoder = PairEncoder(folder)
-    total = 0.0
-    all_logprobs = []
-    for scored in groups:
-        advantages = group_advantages(scored.rewards, "group_std")
-        for sample, advantage in zip(scored.group.samples, advantages, strict=True):
-            trace = sample.trace
-            pictures = encoder.encode(scored.group.prompt, trace.prompt_token_ids)
-            ids = torch.from_numpy(np.concatenate([trace.prompt_token_ids, trace.token_ids]).astype(np.int64))[None]
-            is_image = (ids == encoder.image_token_id).int()
-            inputs = {"pixel_values": pictures.pixel_values, "image_grid_thw": pictures.grid_thw}
-            logits = policy(input_ids=ids, mm_token_type_ids=is_image, **inputs).logits[0] / TEMPERATURE
-            start = len(trace.prompt_token_ids)
-            logprobs = torch.stack([logits[t - 1].log_softmax(-1)[ids[0, t]] for t in range(start, ids.shape[1])])
-            ratio = torch.exp(logprobs - torch.from_numpy(trace.logprobs))
-            gain = torch.minimum(ratio * float(advantage), ratio.clamp(0.8, 1.2) * float(advantage))
-            loss = -gain.mean() / len(scored.group.samples) / len(groups)
-            loss.backward()
-            total += float(loss.detach())
-            all_logprobs.append(logprobs.detach().numpy())
-    gradient = {name: parameter.grad.clone() for name, parameter in policy.named_parameters()}
-    norm = torch.sqrt(sum(part.square().sum() for part in gradient.values()))
-    optimizer.step()
-    parameters = {name: parameter.detach().clone() for name, parameter in policy.named_parameters()}
-    flat = {"loss": total, "grad_norm": float(norm), "gradient": gradient, "parameters": parameters}
-    return flat | {"logprobs": all_logprobs}
-
-
-def gradient_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
-    """Norm of the difference over the norm of *other*, all parameters together."""
-    assert one.keys() == other.keys()
-    gap = sum(float((one[name] - other[name]).square().sum()) for name in other)
-    return (gap / sum(float(part.square().sum()) for part in other.values())) ** 0.5
-
-
-def assert_same_step(result: dict[str, Any], reference: dict[str, Any], tolerance: float = 1e-5) -> None:
-    """Loss, norm and gradient of the first step, relative to the reference's."""
-    report = result["reports"][0]
-    assert isinstance(report, StepReport), report
-    assert report.loss == pytest.approx(reference["loss"], rel=tolerance, abs=tolerance * 0.01)
-    assert report.grad_norm == pytest.approx(reference["grad_norm"], rel=tolerance)
-    assert gradient_difference(result["gradient"], reference["gradient"]) < tolerance
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
@@ -168,7 +117,7 @@ def test_a_step_is_that_of_plain_torch(stage: int, alone: Results, reference: di
         assert gap.numel() == 0 or float(gap.max()) < 0.01 * LEARNING_RATE, name
 
 
-@pytest.mark.parametrize("job", ["one pass", "a pass for every group", "checkpointing"])
+@pytest.mark.parametrize("job", ["one pass", "a row for every sample", "checkpointing"])
 def test_the_layout_of_passes_does_not_change_the_step(job: str, alone: Results, reference: dict[str, Any]) -> None:
     assert_same_step(alone[job], reference)
 
@@ -191,14 +140,18 @@ def test_a_rank_without_a_group_only_fills_up(
 def test_the_report_is_of_the_whole_step(alone: Results, groups: tuple[ScoredGroup, ...]) -> None:
     first, second = alone["stage 2"]["reports"]
     assert (first.version, second.version) == (1, 2)
-    assert first.tokens == 24 + 10 + 15 + 2 + 17
-    # Weighted by 1 / (P * G * La) each, as the loss is: mean over groups of mean over samples of mean over tokens.
-    logprobs = alone["stage 2"]["logprobs"][0]
-    by_group = [np.mean([sample.mean() for sample in group]) for group in logprobs]
-    assert first.stats["entropy"] == pytest.approx(-float(np.mean(by_group)), rel=1e-5)
-    learned = np.concatenate([sample for group in logprobs for sample in group])
-    sampled = np.concatenate([sample.trace.logprobs for group in groups for sample in group.group.samples])
-    assert first.stats["max_abs_log_ratio"] == pytest.approx(float(np.abs(learned - sampled).max()), rel=1e-5)
+    assert first.tokens == 24 + 15 + 2 + 17  # group 1, of 10 tokens, has equal rewards: there is nothing to learn
+    assert first.stats["equal_groups"] == 1 / 5
+    # Means over the tokens learned from.
+    learned = np.concatenate([sample for group in _without_1(alone["stage 2"]["logprobs"][0]) for sample in group])
+    sampled = [sample.trace.logprobs for group in _without_1(groups) for sample in group.group.samples]
+    assert first.stats["entropy"] == pytest.approx(-float(learned.mean()), rel=1e-5)
+    gaps = np.abs(learned - np.concatenate(sampled))
+    assert first.stats["max_abs_log_ratio"] == pytest.approx(float(gaps.max()), rel=1e-5)
+
+
+def _without_1(groups: Sequence[Any]) -> list[Any]:
+    return [group for index, group in enumerate(groups) if index != 1]
 
 
 def test_logprobs_are_those_of_transformers(alone: Results, pair: list[Results], reference: dict[str, Any]) -> None:

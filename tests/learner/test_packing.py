@@ -4,35 +4,56 @@ import random
 
 import pytest
 
-from learner.packing import plan_passes
+from learner.packing import GroupLengths, plan_passes, split_group
 from learner.weights import plan_buckets
+
+
+def lengths(group: int, prompt: int, *answers: int) -> GroupLengths:
+    return GroupLengths(group=group, prompt=prompt, answers=answers)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 5])
 @pytest.mark.parametrize("row_tokens", [1, 30, 1000])
-def test_every_row_once_and_every_rank_equally_often(ranks: int, row_tokens: int) -> None:
+def test_every_sample_once_and_every_rank_equally_often(ranks: int, row_tokens: int) -> None:
     rng = random.Random(ranks * row_tokens)
-    lengths = [rng.randint(1, 20) for _ in range(rng.randint(1, 12))]
-    plan = plan_passes(lengths, ranks, row_tokens)
+    groups = [
+        lengths(index, rng.randint(1, 9), *(rng.randint(1, 20) for _ in range(rng.randint(1, 6))))
+        for index in range(rng.randint(1, 12))
+    ]
+    plan = plan_passes(groups, ranks, row_tokens)
     assert len(plan) == ranks
     assert len({len(passes) for passes in plan}) == 1
     real = [rows for passes in plan for rows in passes if not rows.is_filler]
-    assert sorted(row for rows in real for row in rows.rows) == list(range(len(lengths)))
+    samples = [(row.group, sample) for rows in real for row in rows.rows for sample in row.samples]
+    assert sorted(samples) == [(group.group, sample) for group in groups for sample in range(len(group.answers))]
     for rows in real:
-        assert len(rows.rows) == 1 or len(rows.rows) * max(lengths[row] for row in rows.rows) <= row_tokens
+        one_sample = len(rows.rows) == 1 and len(rows.rows[0].samples) == 1
+        assert one_sample or sum(row.tokens for row in rows.rows) <= row_tokens
+        for row in rows.rows:
+            group = groups[row.group]
+            assert row.tokens == group.prompt + sum(group.answers[sample] for sample in row.samples)
 
 
 def test_rows_are_balanced_by_tokens() -> None:
-    # Longest first, each to the emptier rank: 9 | 5 4, then 2 to the first, which has as much and comes first.
-    plan = plan_passes([5, 9, 4, 2], ranks=2, row_tokens=10)
-    assert [[rows.rows for rows in passes] for passes in plan] == [[(1,), (3,)], [(0, 2), (3,)]]
+    # Rows of 5, 9, 4 and 2 tokens; longest first, each to the emptier rank: 9 | 5 4, then 2 to the first, which has as
+    # much and comes first. A pass holds 10 tokens: 9 | 2 and 5 4.
+    groups = [lengths(0, 4, 1), lengths(1, 4, 5), lengths(2, 3, 1), lengths(3, 1, 1)]
+    plan = plan_passes(groups, ranks=2, row_tokens=10)
+    assert [[[row.group for row in rows.rows] for rows in passes] for passes in plan] == [[[1], [3]], [[0, 2], [3]]]
     assert plan[1][1].is_filler
 
 
-def test_padding_counts_against_the_budget() -> None:
-    # 3 rows of 10, 6 and 2 tokens are 18 tokens, and 30 padded: two passes of 20 and 2.
-    (passes,) = plan_passes([10, 6, 2], ranks=1, row_tokens=20)
-    assert [rows.rows for rows in passes] == [(0, 1), (2,)]
+def test_short_rows_fill_the_room_that_long_ones_leave() -> None:
+    # Rows of 9, 8, 2 and 1; 10 a pass: 9, then 8 apart, 2 with the 8, 1 with the 9.
+    groups = [lengths(0, 4, 5), lengths(1, 4, 4), lengths(2, 1, 1), lengths(3, 0, 1)]
+    (passes,) = plan_passes(groups, ranks=1, row_tokens=10)
+    assert [[row.group for row in rows.rows] for rows in passes] == [[0, 3], [1, 2]]
+
+
+def test_a_group_longer_than_the_budget_is_split_and_each_part_has_the_prompt() -> None:
+    # Prompt 10, budget 21: 10 + 5 + 5 = 20; the third 5 would make 25; 10 + 5 + 30 = 45 > 21, so 30 is alone, over it.
+    rows = split_group(lengths(7, 10, 5, 5, 5, 30), row_tokens=21)
+    assert [(row.group, row.samples, row.tokens) for row in rows] == [(7, (0, 1), 20), (7, (2,), 15), (7, (3,), 40)]
 
 
 def test_buckets_hold_every_name_once_in_order() -> None:

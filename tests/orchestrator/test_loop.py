@@ -23,6 +23,7 @@ def make_run(events: list[str], *, steps: int, max_staleness: int, groups_per_st
         groups_per_step=groups_per_step,
         max_staleness=max_staleness,
         seed=0,
+        checkpoint_every=0,
         after_step=lambda report, groups, times: events.append(f"after {report.version}"),
     )
 

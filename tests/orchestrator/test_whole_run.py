@@ -77,9 +77,9 @@ def test_a_run_of_three_steps_on_two_ranks(data, tmp_path):
     assert "holds a run already" in again.stderr
 
 
-def test_learner_and_engine_agree_on_every_token_before_and_after_a_publish(data):
+def test_learner_and_engine_agree_on_every_token_before_and_after_a_publish(data, tmp_path):
     config = load_run_config(TINY, [*SMALL, f"data.path={data}", "loop.steps=1", "learner.learning_rate=1e-3"])
     prompts = load(data, "train")[:4]
     with connected(config):
-        gaps = asyncio.run(gaps_around_a_publish(config, prompts))
+        gaps = asyncio.run(gaps_around_a_publish(config, prompts, tmp_path))
     assert max(gaps) < 1e-4, gaps

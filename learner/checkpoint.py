@@ -1,0 +1,268 @@
+"""Checkpoints on disk: written by all learner ranks while they go on learning; whole, or not there at all.
+
+    checkpoints/step-000012/     named by policy version
+      rank-0.safetensors ...     the tensors of one rank; every name is in one rank's file only
+      rank-0.json ...            the size and SHA-256 of that file; once it is there, that rank has finished
+      manifest.json              the same of all ranks, and the caller's facts
+
+All of this is written in `step-000012.part`. Rank 0 renames the folder when every byte is on disk, so one with its
+final name is whole unless the disk has damaged it since, which its checksums show. A folder is renamed to
+`step-000012.deleted` before it is emptied. The ranks need a file system that all of them see, and nothing else.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import safe_open
+
+from tvr.records import PolicyVersion
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+PART, DELETED = ".part", ".deleted"
+
+_FOLDER = re.compile(r"step-(\d{6,})(\.part)?")
+_POLL_S = 0.05
+
+
+class CheckpointWriter:
+    """Writes the share of *rank* of *world_size*; one writer on each rank.
+
+    *keep* is how many checkpoints stay; those of later versions than the one just written do not count and are left
+    alone. Rank 0 gives the others *timeout_s* seconds after its own file is written. Whatever goes wrong in the
+    background is raised by the next call, and by every one after it.
+    """
+
+    def __init__(self, folder: Path, *, keep: int, rank: int, world_size: int, timeout_s: float) -> None:
+        if keep < 1:
+            raise ValueError(f"keep is {keep}; the checkpoint just written must stay, so it is at least 1")
+        self._folder = folder
+        self._keep = keep
+        self._rank = rank
+        self._world_size = world_size
+        self._timeout_s = timeout_s
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
+
+    def begin(self, version: PolicyVersion) -> None:
+        """Rank 0 removes what unfinished writes have left, of any version, and makes the folder.
+
+        All ranks must have returned before any of them calls `write`. Waits for an earlier write.
+        """
+        self.wait()
+        if self._rank == 0:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            _fsync(self._folder.parent)
+            for suffix in (PART, DELETED):
+                _remove_all(self._folder, suffix)
+            self._path(version, PART).mkdir()
+
+    def write(self, version: PolicyVersion, tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> None:
+        """Start to write *tensors*: contiguous, on the host, and nobody's to change before the next `wait` returns.
+
+        *facts* is anything that JSON can hold, and is read back as JSON gives it; rank 0's are stored. Waits for an
+        earlier write.
+        """
+        self.wait()
+        facts = json.loads(json.dumps(facts))
+        self._writing = self._thread.submit(self._write, version, dict(tensors), facts)
+
+    def wait(self) -> None:
+        """Return when the last write is done: on rank 0, when the checkpoint is there under its final name."""
+        if self._writing is not None:
+            self._writing.result()
+
+    def _write(self, version: PolicyVersion, tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> None:
+        part = self._path(version, PART)
+        file = part / f"rank-{self._rank}.safetensors"
+        safetensors.torch.save_file(tensors, file)
+        _fsync(file)
+        entry = {"name": file.name, "bytes": file.stat().st_size, "sha256": _sha256(file)}
+        # The last act of this rank: from here on rank 0 may rename the folder.
+        _write_json(file.with_suffix(".json"), entry)
+        if self._rank == 0:
+            manifest = {
+                "format": FORMAT,
+                "version": version,
+                "world_size": self._world_size,
+                "facts": facts,
+                "files": self._await_ranks(part),
+            }
+            _write_json(part / MANIFEST, manifest | {"sha256": _seal(manifest)})
+            self._commit(version)
+            self._remove_old(version)
+
+    def _await_ranks(self, part: Path) -> list[dict[str, Any]]:
+        deadline = time.monotonic() + self._timeout_s
+        entries = [part / f"rank-{rank}.json" for rank in range(self._world_size)]
+        while missing := [entry.stem for entry in entries if not entry.exists()]:
+            if time.monotonic() > deadline:
+                raise TimeoutError(
+                    f"{part.name}: {', '.join(missing)} not written within {self._timeout_s} s; "
+                    "look for what stopped there, or allow more time"
+                )
+            time.sleep(_POLL_S)
+        return [json.loads(entry.read_text()) for entry in entries]
+
+    def _commit(self, version: PolicyVersion) -> None:
+        _fsync(self._path(version, PART))
+        if self._path(version).exists():  # damaged, or of a run that was given up
+            os.rename(self._path(version), self._path(version, DELETED))
+        os.rename(self._path(version, PART), self._path(version))
+        _fsync(self._folder)
+
+    def _remove_old(self, version: PolicyVersion) -> None:
+        finished = sorted((found, path) for found, final, path in _steps(self._folder) if final and found <= version)
+        for _, old in finished[: -self._keep]:
+            os.rename(old, old.with_name(old.name + DELETED))
+        # Before the first file goes: after a power cut the old name could be back, with what is left in it.
+        _fsync(self._folder)
+        _remove_all(self._folder, DELETED)
+
+    def _path(self, version: PolicyVersion, suffix: str = "") -> Path:
+        return self._folder / f"step-{version:06d}{suffix}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checkpoint:
+    """One whole checkpoint. Plain data: one process may check it and send this to the others."""
+
+    version: PolicyVersion
+    path: Path
+    world_size: int  # ranks that wrote it; any number may read
+    facts: dict[str, Any]
+    files: tuple[str, ...]
+
+    def read(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """All tensors by name, one at a time. Raises ValueError if two files hold the same name.
+
+        A tensor is a view of its file: copy it before the checkpoint may be deleted.
+        """
+        return self.tensors(None)
+
+    def tensors(self, names: Iterable[str] | None) -> Iterator[tuple[str, torch.Tensor]]:
+        """As `read`, only *names*, in their order. A name that is in no file is a ValueError before the first one."""
+        with ExitStack() as stack:
+            holders: dict[str, Any] = {}
+            for file in self.files:
+                holder = stack.enter_context(safe_open(self.path / file, framework="pt"))
+                for name in holder.offset_keys():
+                    if name in holders:
+                        raise ValueError(f"{self.path.name}/{file}: {name!r} is in another rank's file as well")
+                    holders[name] = holder
+            wanted = list(holders if names is None else names)
+            if unknown := [name for name in wanted if name not in holders]:
+                raise ValueError(f"{self.path.name} does not hold {unknown}")
+            for name in wanted:
+                yield name, holders[name].get_tensor(name)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Torn:
+    """A checkpoint that was passed over; *reason* names the file and says what is wrong."""
+
+    version: PolicyVersion
+    reason: str
+
+
+def find_newest(folder: Path) -> tuple[Checkpoint | None, list[Torn]]:
+    """The newest whole checkpoint in *folder*, and every newer one, newest first. None without any."""
+    torn: list[Torn] = []
+    for version, final, path in sorted(_steps(folder), reverse=True):
+        try:
+            if not final:
+                raise ValueError(f"{path.name}: was not finished")
+            return open_checkpoint(path), torn
+        except ValueError as error:
+            torn.append(Torn(version=version, reason=str(error)))
+    return None, torn
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint at *path*, every byte checked. Raises ValueError, naming the file, if it is not whole."""
+    manifest = _read_manifest(path / MANIFEST)
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda entry: _check_file(path / entry["name"], entry), manifest["files"]))
+    return Checkpoint(
+        version=PolicyVersion(manifest["version"]),
+        path=path,
+        world_size=manifest["world_size"],
+        facts=manifest["facts"],
+        files=tuple(entry["name"] for entry in manifest["files"]),
+    )
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    where = f"{path.parent.name}/{path.name}"
+    try:
+        manifest = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ValueError(f"{where}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(f"{where}: is not JSON: {error}") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise ValueError(f"{where}: is not a manifest of format {FORMAT}")
+    if manifest.pop("sha256", None) != _seal(manifest):
+        raise ValueError(f"{where}: its checksum is not that of its content")
+    return manifest
+
+
+def _check_file(path: Path, entry: dict[str, Any]) -> None:
+    where = f"{path.parent.name}/{path.name}"
+    try:
+        if (size := path.stat().st_size) != entry["bytes"]:
+            raise ValueError(f"{where}: has {size} bytes, the manifest says {entry['bytes']}")
+        if (checksum := _sha256(path)) != entry["sha256"]:
+            raise ValueError(f"{where}: its checksum is {checksum}, the manifest says {entry['sha256']}")
+    except OSError as error:
+        raise ValueError(f"{where}: cannot be read: {error.strerror}") from error
+
+
+def _steps(folder: Path) -> list[tuple[PolicyVersion, bool, Path]]:
+    """Version, whether under its final name, and path of every checkpoint begun in *folder*."""
+    names = os.listdir(folder) if folder.exists() else []
+    matches = [match for match in map(_FOLDER.fullmatch, names) if match]
+    return [(PolicyVersion(int(match[1])), match[2] is None, folder / match[0]) for match in matches]
+
+
+def _remove_all(folder: Path, suffix: str) -> None:
+    for path in folder.glob(f"step-*{suffix}"):
+        shutil.rmtree(path)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    """At once: *path* is never there half written."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=2))
+    _fsync(temporary)
+    os.replace(temporary, path)
+
+
+def _seal(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    """Return when *path*, a file or the names in a folder, is on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

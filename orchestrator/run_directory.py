@@ -1,0 +1,88 @@
+"""The run directory: what a run leaves behind, and what it needs to go on.
+
+It holds `config.toml` (resolved), `metrics.jsonl` (a row a step), `evaluation.json` (before and after), `checkpoints/`,
+`refused/` if a step was not finite, and in the end `model/`, a plain Hugging Face folder.
+"""
+
+import json
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from learner.actor import CHECKPOINTS
+from learner.checkpoint import Checkpoint, Torn, find_newest
+from orchestrator.config import ConfigError, RunConfig
+from orchestrator.metrics import read_rows, write_rows
+from tvr.metrics import MetricsReport
+from tvr.records import PolicyVersion
+
+MUST_STAY = ("model", "seed", "data", "loop.groups_per_step", "rollout.samples_per_prompt", "learner.freeze")
+"""Settings without which going on would be another run."""
+
+
+class RunDirectory:
+    """*path* with the newest whole *checkpoint*, from which the run goes on, and the *torn* ones that are newer."""
+
+    def __init__(self, path: Path, checkpoint: Checkpoint | None = None, torn: list[Torn] | None = None) -> None:
+        self.path = path.resolve()
+        self.checkpoint = checkpoint
+        self.torn = torn or []
+        self.metrics = self.path / "metrics.jsonl"
+        self.model = self.path / "model"
+
+    @property
+    def version(self) -> PolicyVersion:
+        """Steps that are done."""
+        return PolicyVersion(0) if self.checkpoint is None else self.checkpoint.version
+
+    def begin(self, config: RunConfig) -> None:
+        """Write the resolved config, and forget the rows of steps that will be done again."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        (self.path / "config.toml").write_text(_dump(config))
+        if self.metrics.exists():
+            write_rows(self.metrics, [row for row in read_rows(self.metrics) if row["step"] <= self.version])
+
+    def evaluations(self) -> dict[str, Any]:
+        """What `evaluation.json` holds, by name."""
+        path = self.path / "evaluation.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def add_evaluations(self, reports: Mapping[str, MetricsReport]) -> None:
+        """Write *reports* beside those that are there, by name."""
+        content = self.evaluations() | {name: asdict(report) for name, report in reports.items()}
+        part = self.path / "evaluation.json.part"
+        part.write_text(json.dumps(content, indent=2) + "\n")
+        os.replace(part, self.path / "evaluation.json")
+
+
+def open_run_directory(config: RunConfig, out: Path, resume: bool) -> RunDirectory:
+    """A new directory, or with *resume* one to go on in (new if there is none). Raises ConfigError."""
+    if not (out / "config.toml").exists():
+        return RunDirectory(out)
+    if not resume:
+        raise ConfigError(f"--out {out}: holds a run already; add --resume to go on with it, or name another folder")
+    before = tomllib.loads((out / "config.toml").read_text())
+    now = tomllib.loads(_dump(config))
+    for key in MUST_STAY:
+        old, new = _value(before, key), _value(now, key)
+        if old != new:
+            raise ConfigError(
+                f"--resume {out}: {key} was {old!r} and is {new!r}; go on as the run began, or name another folder"
+            )
+    checkpoint, torn = find_newest(out.resolve() / CHECKPOINTS)
+    return RunDirectory(out, checkpoint, torn)
+
+
+def _dump(config: RunConfig) -> str:
+    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
+
+
+def _value(content: Any, key: str) -> Any:
+    for part in key.split("."):
+        content = content.get(part) if isinstance(content, dict) else None
+    return content

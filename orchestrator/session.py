@@ -1,0 +1,133 @@
+"""What the two kinds of training have in common: data, workers, run directory, evaluation before and after."""
+
+import logging
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from orchestrator.cluster import connected, start_roles
+from orchestrator.config import ConfigError, RunConfig
+from orchestrator.display import counting, live_note, metrics_table, step_line
+from orchestrator.evaluate import evaluate
+from orchestrator.metrics import MetricsFile
+from orchestrator.publish import publish
+from orchestrator.ray_roles import RayLearner, RayMetrics, RayRollouts, RayScorer
+from orchestrator.run_directory import RunDirectory, open_run_directory
+from tvr.dataset import PromptOrder, load
+from tvr.metrics import MetricsReport
+from tvr.records import Prompt
+from tvr.rendered import ensure
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class Session:
+    """A run whose workers are ready: the policy is that of `directory.version`, and *prompts* stand behind it."""
+
+    config: RunConfig
+    console: Console
+    directory: RunDirectory
+    rollouts: RayRollouts
+    scorer: RayScorer
+    learner: RayLearner
+    prompts: PromptOrder
+    held_out: Sequence[Prompt]
+
+    async def evaluate(self, when: str) -> None:
+        """Ask the held-out prompts and keep the report under the name *when*, unless it is there already."""
+        if not self.held_out or when in self.directory.evaluations():
+            return
+        with counting(self.console, f"evaluation {when}") as counter:
+            report = await evaluate(self.rollouts, self.held_out, lambda done: counter(done, len(self.held_out)))
+        self.directory.add_evaluations({when: report})
+
+    async def finish(self) -> None:
+        """Save the policy, evaluate it, and stop the rollout workers."""
+        await self.learner.finish_checkpoint()
+        await self.learner.save(str(self.directory.model))
+        await self.evaluate("after")
+        await self.rollouts.stop()
+        if reports := self.directory.evaluations():
+            self.console.print(metrics_table({name: MetricsReport(**report) for name, report in reports.items()}))
+
+
+@asynccontextmanager
+async def started(config: RunConfig, out: Path, console: Console, resume: bool) -> AsyncIterator[Session]:
+    """Render if needed, start the workers, and evaluate the policy that the run begins with."""
+    directory = open_run_directory(config, out, resume)
+    for torn in directory.torn:
+        console.print(f"passed over a checkpoint: {torn.reason}", highlight=False, soft_wrap=True)
+    if directory.checkpoint is not None:
+        console.print(f"going on from {directory.checkpoint.path}", highlight=False, soft_wrap=True)
+    try:
+        with counting(console, "rendering pairs") as counter:
+            data = ensure(config.data, counter)
+    except ValueError as error:
+        raise ConfigError(f"data: {error}") from error
+    prompts = PromptOrder(load(data, "train"), config.seed)
+    prompts.seek(directory.version * config.loop.groups_per_step)
+    with connected(config):
+        console.print("starting the workers")
+        began = time.monotonic()
+        path = None if directory.checkpoint is None else directory.checkpoint.path
+        rollouts, scorer, learner = await start_roles(config, directory.path, path)
+        console.print(f"all workers are ready after {time.monotonic() - began:.0f} s", highlight=False)
+        directory.begin(config)
+        session = Session(
+            config=config,
+            console=console,
+            directory=directory,
+            rollouts=rollouts,
+            scorer=scorer,
+            learner=learner,
+            prompts=prompts,
+            held_out=load(data, "test")[: config.evaluation.max_samples],
+        )
+        await session.evaluate("before")
+        if directory.version > 0:
+            await publish(directory.version, learner, rollouts)
+        yield session
+    console.print(f"run directory: {out}", highlight=False, soft_wrap=True)
+
+
+class Recorder:
+    """Writes each step's row where it is read: file, metrics page, screen. Times count from entering."""
+
+    def __init__(self, session: Session) -> None:
+        self._file = MetricsFile(session.directory.metrics)
+        self._page = RayMetrics()
+        self._steps = session.config.loop.steps
+        self._done = session.directory.version
+        self._console = session.console
+        self._counting = counting(session.console, "training")
+
+    def __enter__(self) -> "Recorder":
+        self._counter = self._counting.__enter__()
+        if self._console.is_terminal:
+            self._counter(self._done, self._steps)
+        self._began = self._last = time.monotonic()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._counting.__exit__(None, None, None)
+        self._file.close()
+
+    def times(self) -> tuple[float, float]:
+        """Seconds since the last step ended, and since the first began; the next call counts from here."""
+        now = time.monotonic()
+        step_s, self._last = now - self._last, now
+        return step_s, now - self._began
+
+    def record(self, row: dict[str, float]) -> None:
+        self._file.write(row)
+        self._page.publish(row)
+        if self._console.is_terminal:
+            self._counter(int(row["step"]), self._steps, live_note(row))
+        else:
+            left_s = row["elapsed_s"] / (row["step"] - self._done) * (self._steps - row["step"])
+            self._console.print(step_line(row, self._steps, left_s), highlight=False, soft_wrap=True)
