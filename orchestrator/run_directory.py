@@ -7,7 +7,7 @@ It holds `config.toml` (resolved), `metrics.jsonl` (a row a step), `evaluation.j
 import json
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,19 @@ from orchestrator.metrics import read_rows, write_rows
 from tvr.metrics import MetricsReport
 from tvr.records import PolicyVersion
 
-MUST_STAY = ("model", "seed", "data", "loop.groups_per_step", "rollout.samples_per_prompt", "learner.freeze")
-"""Settings without which going on would be another run."""
+MUST_STAY = (
+    "model",
+    "seed",
+    "data",
+    "loop.groups_per_step",
+    "rollout.samples_per_prompt",
+    "learner.freeze",
+    "learner.lora_rank",
+    "learner.lora_alpha",
+)
+"""Settings, or tables of them, without which going on would be another run."""
+MAY_CHANGE = ("data.workers",)
+"""What may change in these tables."""
 
 
 class RunDirectory:
@@ -68,9 +79,9 @@ def open_run_directory(config: RunConfig, out: Path, resume: bool) -> RunDirecto
         raise ConfigError(f"--out {out}: holds a run already; add --resume to go on with it, or name another folder")
     before = tomllib.loads((out / "config.toml").read_text())
     now = tomllib.loads(_dump(config))
-    for key in MUST_STAY:
-        old, new = _value(before, key), _value(now, key)
-        if old != new:
+    changes = [change for key in MUST_STAY for change in _changes(key, _value(before, key), _value(now, key))]
+    for key, old, new in changes:
+        if key not in MAY_CHANGE:
             raise ConfigError(
                 f"--resume {out}: {key} was {old!r} and is {new!r}; go on as the run began, or name another folder"
             )
@@ -86,3 +97,12 @@ def _value(content: Any, key: str) -> Any:
     for part in key.split("."):
         content = content.get(part) if isinstance(content, dict) else None
     return content
+
+
+def _changes(key: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Key, old and new value of every setting that differs at or below *key*."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in old | new:
+            yield from _changes(f"{key}.{name}", old.get(name), new.get(name))
+    elif old != new:
+        yield key, old, new

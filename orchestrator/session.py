@@ -39,8 +39,8 @@ class Session:
     held_out: Sequence[Prompt]
 
     async def evaluate(self, when: str) -> None:
-        """Ask the held-out prompts and keep the report under the name *when*, unless it is there already."""
-        if not self.held_out or when in self.directory.evaluations():
+        """Ask the held-out prompts, if there are any, and keep the report under the name *when*."""
+        if not self.held_out:
             return
         with counting(self.console, f"evaluation {when}") as counter:
             report = await evaluate(self.rollouts, self.held_out, lambda done: counter(done, len(self.held_out)))
@@ -88,7 +88,8 @@ async def started(config: RunConfig, out: Path, console: Console, resume: bool) 
             prompts=prompts,
             held_out=load(data, "test")[: config.evaluation.max_samples],
         )
-        await session.evaluate("before")
+        if "before" not in directory.evaluations():
+            await session.evaluate("before")
         if directory.version > 0:
             await publish(directory.version, learner, rollouts)
         yield session

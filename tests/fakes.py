@@ -60,10 +60,10 @@ def make_scored(group: SampleGroup, rewards: Sequence[float]) -> ScoredGroup:
 
 
 class FakePrompts:
-    """An endless order of numbered prompts."""
+    """An endless order of numbered prompts, of which some are *given* already."""
 
-    def __init__(self) -> None:
-        self.given = 0
+    def __init__(self, given: int = 0) -> None:
+        self.given = given
 
     def next(self) -> Prompt:
         self.given += 1
@@ -73,9 +73,10 @@ class FakePrompts:
 class FakeRollouts:
     """Stamps groups with the version served when sampling began; `hold` closes the gate that every sample passes."""
 
-    def __init__(self, events: list[str]) -> None:
+    def __init__(self, events: list[str], version: int = 0) -> None:
         self.events = events
-        self.version = PolicyVersion(0)
+        self.version = PolicyVersion(version)
+        self.seeds: list[int] = []
         self.gate = asyncio.Event()
         self.gate.set()
         self.publish_gate = asyncio.Event()
@@ -84,6 +85,7 @@ class FakeRollouts:
     async def sample(self, prompt: Prompt, *, seed: int) -> SampleGroup:
         began_under = self.version
         self.events.append(f"sample {prompt.id.split('/')[0]} under {began_under}")
+        self.seeds.append(seed)
         await self.gate.wait()
         return make_group(prompt, began_under)
 
@@ -105,11 +107,11 @@ class FakeScorer:
 
 
 class FakeLearner:
-    """Counts versions; every step passes the gate."""
+    """Counts versions, from *version* on; every step passes the gate."""
 
-    def __init__(self, events: list[str]) -> None:
+    def __init__(self, events: list[str], version: int = 0) -> None:
         self.events = events
-        self.version = 0
+        self.version = version
         self.gate = asyncio.Event()
         self.gate.set()
         self.seen: list[tuple[int, tuple[int, ...]]] = []
@@ -120,6 +122,9 @@ class FakeLearner:
         self.seen.append((self.version, tuple(group.group.oldest_version for group in groups)))
         self.version += 1
         return StepReport(version=PolicyVersion(self.version), loss=0.0, grad_norm=1.0, tokens=4)
+
+    async def checkpoint(self) -> None:
+        self.events.append(f"checkpoint {self.version}")
 
     async def export(self) -> object:
         return f"weights of {self.version}"

@@ -32,7 +32,7 @@ def make_facts(version: int) -> dict[str, object]:
     return {"version": version, "seed": [version, -1], "learning_rate": 0.1 * version}
 
 
-def make_writers(folder: Path, world_size: int, keep: int = 2, timeout_s: float = 60) -> list[CheckpointWriter]:
+def make_writers(folder: Path, world_size: int, keep: int = 2, timeout_s: float = 20) -> list[CheckpointWriter]:
     return [
         CheckpointWriter(folder, keep=keep, rank=rank, world_size=world_size, timeout_s=timeout_s)
         for rank in range(world_size)

@@ -188,6 +188,26 @@ def test_rank_0_names_the_ranks_that_did_not_write_in_time(tmp_path: Path):
     assert names(tmp_path) == ["step-000001.part"]
 
 
+def test_a_rank_that_stopped_while_it_noted_that_it_is_done_is_not_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    writers = make_writers(tmp_path, 2, timeout_s=0.1)
+    writers[0].begin(1)
+
+    def write_half(path: Path, text: str) -> None:
+        path.write_bytes(text.encode()[: len(text) // 2])
+        raise Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", write_half)
+        writers[1].write(1, make_share(1, 1, SIZE), {})
+        with pytest.raises(Stopped):
+            writers[1].wait()
+    writers[0].write(1, make_share(1, 0, SIZE), {})
+    with pytest.raises(TimeoutError, match="rank-1 not written"):
+        writers[0].wait()
+
+
 def test_only_the_newest_stay(tmp_path: Path):
     for version in (1, 2, 5, 10):
         write(tmp_path, version, keep=2)

@@ -62,6 +62,12 @@ def test_true_answers_score_full_marks_and_the_json_says_so(folder, tmp_path, ca
         ([*MAKE, "--out", "."], "exists; remove it"),
         (["score", "--data", "nowhere", "--replies", "r.jsonl"], "nowhere"),
         (["eval", "--data", "nowhere", "--model", "nowhere"], "nowhere"),
+        (["train", "run.toml", "--resume"], "--resume needs --out DIR"),
+        (["sft", "run.toml", "--resume"], "--resume needs --out DIR"),
+        (
+            ["replay", "nowhere"],
+            "nowhere: holds no refused step; give one of the folders in a run directory's refused/",
+        ),
     ],
 )
 def test_what_a_user_can_mend_ends_with_status_2_and_one_message(arguments, message, capsys, tmp_path, monkeypatch):
@@ -78,6 +84,8 @@ def test_what_a_user_can_mend_ends_with_status_2_and_one_message(arguments, mess
     "command",
     [
         "train",
+        "sft",
+        "replay",
         "data",
         "data make",
         "data trance",

@@ -75,7 +75,9 @@ def test_another_recipe_than_the_data_set_has_ends_with_status_2_and_leaves_noth
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("command", [["train"], ["data"], ["data", "make"], ["tiny-policy"], ["pretrain"], []])
+@pytest.mark.parametrize(
+    "command", [["train"], ["sft"], ["replay"], ["data"], ["data", "make"], ["tiny-policy"], ["pretrain"], []]
+)
 def test_every_command_has_help_with_an_example(command, capsys):
     with pytest.raises(SystemExit) as ended:
         main([*command, "--help"])

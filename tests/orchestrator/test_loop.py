@@ -10,21 +10,33 @@ from tests.fakes import FakeLearner, FakePrompts, FakeRollouts, FakeScorer, make
 from tvr.records import PolicyVersion, ScoringFailure
 
 
-def make_run(events: list[str], *, steps: int, max_staleness: int, groups_per_step: int = 2) -> Run:
+def make_run(
+    events: list[str],
+    *,
+    steps: int,
+    max_staleness: int,
+    groups_per_step: int = 2,
+    served: int = 0,
+    checkpoint_every: int = 0,
+) -> Run:
     return Run(
-        rollouts=FakeRollouts(events),
+        rollouts=FakeRollouts(events, served),
         scorer=FakeScorer(),
-        learner=FakeLearner(events),
-        prompts=FakePrompts(),
+        learner=FakeLearner(events, served),
+        prompts=FakePrompts(given=served * groups_per_step),
         window=Window(
-            groups_per_step=groups_per_step, max_staleness=max_staleness, total_groups=steps * groups_per_step
+            groups_per_step=groups_per_step,
+            max_staleness=max_staleness,
+            total_groups=steps * groups_per_step,
+            done=served * groups_per_step,
         ),
         steps=steps,
         groups_per_step=groups_per_step,
         max_staleness=max_staleness,
         seed=0,
-        checkpoint_every=0,
+        checkpoint_every=checkpoint_every,
         after_step=lambda report, groups, times: events.append(f"after {report.version}"),
+        served=PolicyVersion(served),
     )
 
 
@@ -77,6 +89,68 @@ async def test_no_slot_is_free_before_the_version_is_served():
     run.rollouts.publish_gate.set()
     await training
     assert "sample 2 under 1" in events
+
+
+@pytest.mark.parametrize("max_staleness", [0, 1])
+async def test_a_run_that_goes_on_samples_what_the_whole_run_would_have_sampled(max_staleness):
+    whole, rest = (make_run([], steps=5, max_staleness=max_staleness, served=served) for served in (0, 3))
+    await train(whole)
+    await train(rest)
+    assert sampled(rest) == [6, 7, 8, 9]  # 3 steps of 2 groups are done
+    assert sampled(whole) == list(range(10))
+    assert rest.rollouts.seeds == [sampling_seed(0, ticket) for ticket in range(6, 10)] == whole.rollouts.seeds[6:]
+    assert [version for version, _ in rest.learner.seen] == [3, 4]
+
+
+def sampled(run: Run) -> list[int]:
+    """The numbers of the prompts that were sampled, in this order."""
+    return [int(event.split()[1]) for event in run.rollouts.events if event.startswith("sample")]
+
+
+async def test_a_run_that_is_done_does_nothing():
+    events: list[str] = []
+    await train(make_run(events, steps=3, max_staleness=1, served=3))
+    assert events == []
+
+
+async def test_a_checkpoint_is_begun_after_every_so_many_versions():
+    events: list[str] = []
+    await train(make_run(events, steps=7, max_staleness=1, checkpoint_every=3))
+    assert [event for event in events if event.startswith("checkpoint")] == ["checkpoint 3", "checkpoint 6"]
+
+
+async def test_checkpoints_of_a_run_that_goes_on_are_of_the_same_versions():
+    events: list[str] = []
+    await train(make_run(events, steps=7, max_staleness=1, served=2, checkpoint_every=3))
+    assert [event for event in events if event.startswith("checkpoint")] == ["checkpoint 3", "checkpoint 6"]
+
+
+async def test_a_checkpoint_is_begun_once_its_version_is_served_and_its_slots_are_free():
+    events: list[str] = []
+    run = make_run(events, steps=3, max_staleness=0, checkpoint_every=2)
+    held: list[int] = []
+
+    async def checkpoint() -> None:
+        events.append("checkpoint")
+        await until(events, "sample 4 under 2")  # the first group of step 3: a slot is free, version 2 is served
+        held.append(run.window.num_held)
+
+    run.learner.checkpoint = checkpoint
+    await train(run)
+    assert held == [2]  # both of step 3
+    order = [events.index(event) for event in ("publish 2 done", "after 2", "checkpoint", "learn 2 begins")]
+    assert order == sorted(order)
+
+
+async def test_a_checkpoint_that_fails_ends_the_run():
+    async def checkpoint() -> None:
+        raise OSError("no space left")
+
+    run = make_run([], steps=3, max_staleness=1, checkpoint_every=1)
+    run.learner.checkpoint = checkpoint
+    with pytest.raises(ExceptionGroup) as failure:
+        await train(run)
+    assert failure.value.subgroup(OSError) is not None
 
 
 async def test_a_scoring_failure_ends_the_run():

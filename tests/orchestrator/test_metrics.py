@@ -5,7 +5,7 @@ from rich.console import Console
 
 from orchestrator.display import metrics_table, reward_table, step_line
 from orchestrator.loop import StepTimes
-from orchestrator.metrics import MetricsFile, read_rows, step_row
+from orchestrator.metrics import MetricsFile, imitation_row, read_rows, step_row
 from tests.fakes import GOLD, make_group, make_prompt, make_scored
 from tvr.answer import parse
 from tvr.metrics import judge, summarise
@@ -34,8 +34,17 @@ def test_a_row_by_hand(tmp_path):
     file.close()
     (read,) = read_rows(tmp_path / "metrics.jsonl")
     assert read == pytest.approx(row, abs=1e-6)
-    assert "step   3/10  version   3  reward +1.50" in step_line(read, steps=10)
-    assert "left 0:47" in step_line(read, steps=10)  # 20 s for 3 steps, 7 to go: 46.7 s
+    line = step_line(read, steps=10, left_s=125.0)
+    assert "step   3/10  version   3  reward +1.50" in line
+    assert "left 2:05" in line
+
+
+def test_a_supervised_row_by_hand():
+    row = imitation_row(REPORT, samples=4, step_s=2.0, elapsed_s=20.0)
+    assert (row["step"], row["version"], row["loss"], row["ratio"]) == (3, 3, 0.5, 1.0)
+    assert (row["answer_tokens"], row["answer_length"]) == (12.0, 3.0)
+    assert (row["tokens_per_s"], row["samples_per_s"]) == (6.0, 2.0)
+    assert "step   3/10  version   3  loss +0.5000  6 tokens/s" in step_line(row, steps=10, left_s=0.0)
 
 
 def cells(table) -> dict[str, list[str]]:

@@ -93,3 +93,28 @@ async def test_a_ticket_is_delivered_once():
         await window.deliver(ticket, group())
     with pytest.raises(ValueError, match="cannot release"):
         await window.release(1)
+
+
+async def test_a_run_that_goes_on_admits_only_what_is_not_done():
+    window = Window(groups_per_step=2, max_staleness=1, total_groups=8, done=6)
+    assert window.num_held == 0
+    assert [await window.admit(), await window.admit(), await window.admit()] == [6, 7, None]
+    with pytest.raises(ValueError, match="ticket 5 is not awaited"):
+        await window.deliver(5, group())
+    await window.deliver(6, first := group())
+    await window.deliver(7, second := group())
+    assert await window.take(2) == (first, second)
+
+
+async def test_a_run_that_goes_on_has_its_whole_capacity():
+    window = Window(groups_per_step=2, max_staleness=1, total_groups=100, done=6)
+    assert [await window.admit() for _ in range(4)] == [6, 7, 8, 9]
+    fifth = asyncio.create_task(window.admit())
+    await asyncio.sleep(0)
+    assert not fifth.done()
+    fifth.cancel()
+
+
+@pytest.mark.parametrize("done", [4, 6])
+async def test_a_run_that_is_done_admits_nothing(done):
+    assert await Window(groups_per_step=2, max_staleness=1, total_groups=4, done=done).admit() is None
