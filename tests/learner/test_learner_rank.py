@@ -101,6 +101,20 @@ def pair(
 
 
 @pytest.fixture(scope="session")
+def four(run_ranks: Callable[..., Any], groups: tuple[ScoredGroup, ...]) -> list[Results]:
+    """Four ranks, of which each has one or two of the four groups that are learned from, split or not."""
+    jobs = {
+        f"stage {stage}": {
+            "config": BASE | {"zero_stage": stage, "row_tokens": 1 if stage == 3 else 512},
+            "steps": [groups],
+            "job": {"temperature": TEMPERATURE},
+        }
+        for stage in range(4)
+    }
+    return run_ranks(4, jobs)
+
+
+@pytest.fixture(scope="session")
 def reference(policy_folder: str, groups: tuple[ScoredGroup, ...]) -> dict[str, Any]:
     return plain_torch_step(policy_folder, groups)
 
@@ -124,11 +138,20 @@ def test_the_layout_of_passes_does_not_change_the_step(job: str, alone: Results,
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_two_ranks_make_the_step_of_one(stage: int, pair: list[Results], alone: Results) -> None:
+    assert_same_on_all_ranks(pair, alone, stage)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_four_ranks_make_the_step_of_one(stage: int, four: list[Results], alone: Results) -> None:
+    assert_same_on_all_ranks(four, alone, stage)
+
+
+def assert_same_on_all_ranks(ranks: list[Results], alone: Results, stage: int) -> None:
     single = alone[f"stage {stage}"]
     expected = {"loss": single["reports"][0].loss, "grad_norm": single["reports"][0].grad_norm}
-    for rank in pair:
-        assert_same_step(rank[f"stage {stage}"], expected | {"gradient": single["gradient"]}, tolerance=3e-6)
-    assert pair[0][f"stage {stage}"]["reports"] == pair[1][f"stage {stage}"]["reports"]
+    for rank in ranks:
+        assert_same_step(rank[f"stage {stage}"], expected | {"gradient": single["gradient"]}, tolerance=1e-6)
+    assert all(rank[f"stage {stage}"]["reports"] == ranks[0][f"stage {stage}"]["reports"] for rank in ranks)
 
 
 def test_a_rank_without_a_group_only_fills_up(
