@@ -1,6 +1,6 @@
-"""One rank's DeepSpeed engine: the model, its optimiser and the process group. The only file that imports deepspeed.
+"""One rank's DeepSpeed engine: the model, its optimiser and the process group. Not yet run on a GPU.
 
-Not yet run on a GPU.
+It and `zero_state.py` alone import deepspeed.
 Every method is a collective: all ranks call it, in the same order and equally often.
 """
 
@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from learner import zero_state
 from learner.batch import Batch, answer_logprobs
 from learner.checkpoint import Checkpoint
 from learner.config import LearnerConfig, LearnerJob, learning_rate
@@ -24,9 +25,6 @@ from learner.policy import DTYPES, load_model, load_policy, published, without_a
 logger = logging.getLogger(__name__)
 
 _ADAM_EPSILON = 1e-8
-_ADAM_STATES = ("exp_avg", "exp_avg_sq")
-MASTER = "master"
-"""Names in a checkpoint are `master/NAME`, `exp_avg/NAME` and `exp_avg_sq/NAME`, all float32."""
 
 Loss = Callable[[torch.Tensor], TokenLoss]
 """From the log-probs `[M]` of a pass."""
@@ -89,12 +87,12 @@ class Engine:
         policy = load_policy(config, job.model, self.device)
         self._trained = {name: weight for name, weight in policy.named_parameters() if weight.requires_grad}
         if checkpoint is not None:
-            _set_weights(self._trained, checkpoint)
+            zero_state.set_weights(self._trained, checkpoint)
         self._wrapped = _Policy(policy, job.temperature)
         self._stage_0_norm = math.nan
         self._engine = self._initialise_deepspeed()
         if checkpoint is not None:
-            self._set_optimizer(checkpoint)
+            zero_state.put(self._engine, config.zero_stage, self._trained, rank, checkpoint)
         self._reference = self._load_reference()
 
     @property
@@ -179,25 +177,11 @@ class Engine:
 
     def optimizer_step(self) -> int:
         """Updates that the optimiser has counted."""
-        states = self._adam.state.values()
-        return int(next(iter(states))["step"]) if states else 0
+        return zero_state.count_updates(self._engine, self.config.zero_stage)
 
     def snapshot(self) -> dict[str, torch.Tensor]:
         """This rank's share of the trained weights and optimiser states, copied to host memory."""
-        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
-
-        copies = {}
-        for index, (name, parameter) in enumerate(self._trained.items()):
-            for kind in (MASTER, *_ADAM_STATES):
-                if self.config.zero_stage == 0:
-                    whole = parameter.detach() if kind == MASTER else self._adam.state[parameter][kind]
-                elif kind == MASTER:
-                    whole = safe_get_full_fp32_param(parameter)
-                else:
-                    whole = safe_get_full_optimizer_state(parameter, kind)
-                if index % self.world_size == self.rank:
-                    copies[f"{kind}/{name}"] = whole.to("cpu", copy=True)
-        return copies
+        return zero_state.take(self._engine, self.config.zero_stage, self._trained, self.rank, self.world_size)
 
     def barrier(self) -> None:
         torch.distributed.barrier()
@@ -212,12 +196,6 @@ class Engine:
         """Leave the process group."""
         self._engine.destroy()
         torch.distributed.destroy_process_group()
-
-    @property
-    def _adam(self) -> torch.optim.Optimizer:
-        """PyTorch's optimiser, which under ZeRO holds flat parts of many parameters."""
-        optimizer = self._engine.optimizer
-        return optimizer if self.config.zero_stage == 0 else optimizer.optimizer
 
     @contextmanager
     def _whole(self, parameters: list[torch.nn.Parameter]) -> Iterator[None]:
@@ -282,39 +260,6 @@ class Engine:
         engine, *_ = deepspeed.initialize(model=self._wrapped, optimizer=optimizer, config=settings)
         return engine
 
-    def _set_optimizer(self, checkpoint: Checkpoint) -> None:
-        """DeepSpeed makes Adam's states in the first step; here they are made first, then filled."""
-        from deepspeed.utils import (
-            safe_set_full_fp32_param,
-            safe_set_full_optimizer_state,
-            safe_set_local_fp32_param,
-            safe_set_local_optimizer_state,
-        )
-
-        adam, stage = self._adam, self.config.zero_stage
-        flat = self._engine.optimizer.fp32_partitioned_groups_flat if stage == 3 else adam.param_groups[0]["params"]
-        for part in flat:
-            adam.state[part]["step"] = torch.tensor(float(checkpoint.facts["optimizer_step"]))
-            adam.state[part] |= {kind: torch.zeros_like(part) for kind in _ADAM_STATES}
-        if stage in (1, 2):
-            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
-        for key, value in checkpoint.read():
-            kind, name = key.split("/", 1)
-            parameter = self._trained[name]
-            if stage == 0:
-                if kind != MASTER:
-                    adam.state[parameter][kind].copy_(value)
-            elif stage == 3:
-                own = _own_part(value.to(self.device), parameter.ds_tensor.numel(), self.rank)
-                if kind == MASTER:
-                    safe_set_local_fp32_param(parameter, own)
-                else:
-                    safe_set_local_optimizer_state(parameter, own, kind)
-            elif kind == MASTER:
-                safe_set_full_fp32_param(parameter, value)
-            else:
-                safe_set_full_optimizer_state(parameter, value, kind)
-
     def _apply(self) -> bool:
         try:
             self._engine.step()
@@ -336,29 +281,6 @@ class Engine:
 
     def _grad_norm(self) -> float:
         return self._stage_0_norm if self.config.zero_stage == 0 else float(self._engine.get_global_grad_norm())
-
-
-def _set_weights(trained: dict[str, torch.nn.Parameter], checkpoint: Checkpoint) -> None:
-    missing = set(trained)
-    for key, value in checkpoint.read():
-        kind, name = key.split("/", 1)
-        if kind == MASTER:
-            if name not in trained:
-                missing.add(name)
-                continue
-            trained[name].data.copy_(value)
-            missing.remove(name)
-    if missing:
-        raise ValueError(
-            f"{checkpoint.path} is of a run that trained other parameters ({len(missing)} differ, {min(missing)} for "
-            "one); go on with the same model, freeze and lora_rank"
-        )
-
-
-def _own_part(whole: torch.Tensor, size: int, rank: int) -> torch.Tensor:
-    """Rank *rank*'s part of ZeRO-3's even shares, the last of which are filled up with zeros."""
-    part = whole.flatten()[rank * size : (rank + 1) * size]
-    return torch.nn.functional.pad(part, (0, size - len(part)))
 
 
 def _join_process_group(

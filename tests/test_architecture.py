@@ -19,7 +19,8 @@ MAY_IMPORT = {
 }
 ONLY_IMPORTERS = {
     "ray": {"orchestrator/cluster.py", "orchestrator/ray_roles.py"},
-    "deepspeed": {"learner/engine.py"},
+    "deepspeed": {"learner/engine.py", "learner/zero_state.py"},
+    "peft": {"learner/policy.py"},
     "vllm": {"rollout/engine.py", "rollout/weights.py"},
 }
 NEVER_IN = {"tvr": {"torch", "ray"}}
