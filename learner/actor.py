@@ -41,6 +41,8 @@ from tvr.records import PolicyVersion, Prompt, SampleGroup, ScoredGroup, StepRep
 
 logger = logging.getLogger(__name__)
 
+PassLoss = Callable[[torch.Tensor, Tokens], TokenLoss]
+
 CHECKPOINTS = "checkpoints"
 REFUSED = "refused"
 
@@ -111,14 +113,20 @@ class LearnerRank:
         try:
             report = self._update(samples, prompts, tokens, learned, loss, SUMS)
         except NonFiniteStep as error:
-            examined = self._examine(samples, prompts, tokens, learned)
+            examined = self._examine(samples, prompts, tokens, learned, loss)
             folder = Path(self._job.folder) / REFUSED / f"step-{self._version + 1:06d}"
             self.save_model(str(folder / "model"))
             if self._rank == 0:
                 save_refused(folder, groups, examined, self._config, self._job)
-            raise NonFiniteStep(f"step {self._version + 1}: {error}. {explain(examined, folder)}") from error
-        skipped = len(groups) - len(learned)
-        return replace(report, stats=report.stats | {"equal_groups": skipped / len(groups)})
+            said = f"step {self._version + 1}: {error}. {explain(examined)}"
+            raise NonFiniteStep(f"{said}; saved in {folder}, star-r1 replay shows it again") from error
+        allowed = self._job.max_answer_tokens - self._config.loss.overlong_buffer_tokens
+        lengths = np.array([len(sample.trace.token_ids) for group in samples for sample in group.samples])
+        shares = {
+            "equal_groups": 1 - len(learned) / len(groups),
+            "overlong_fraction": float((lengths > allowed).mean()),
+        }
+        return replace(report, stats=report.stats | shares)
 
     def examine(self, groups: tuple[ScoredGroup, ...]) -> list[Examined]:
         """The loss of each group of a step that can move the policy, and where it is not finite. Nothing is updated.
@@ -127,18 +135,23 @@ class LearnerRank:
         """
         samples = [group.group for group in groups]
         prompts = _Prompts(samples, self._lay_out)
-        return self._examine(samples, prompts, *self._weigh(groups, prompts))
+        return self._examine(
+            samples, prompts, *self._weigh(groups, prompts), partial(policy_loss, config=self._config.loss)
+        )
 
     def imitate(self, prompts: tuple[Prompt, ...]) -> StepReport:
         """Supervised fine-tuning on the right answers to *prompts*, all those of the step.
 
-        Raises NonFiniteStep as `step` does, without looking for the cause.
+        Raises NonFiniteStep as `step` does; nothing is saved, the prompts are in the data set under the ids it names.
         """
         groups = [make_example(prompt, self._encoder) for prompt in prompts]
-        lengths = [[len(sample.trace.token_ids) for sample in group.samples] for group in groups]
-        flat = iter(imitation_tokens([length for group in lengths for length in group]))
-        tokens = [[next(flat) for _ in group] for group in lengths]
-        return self._update(groups, _Prompts(groups, self._lay_out), tokens, range(len(groups)), nll_loss, NLL_SUMS)
+        tokens = [[part] for part in imitation_tokens([len(group.samples[0].trace.token_ids) for group in groups])]
+        laid_out, every = _Prompts(groups, self._lay_out), range(len(groups))
+        try:
+            return self._update(groups, laid_out, tokens, every, nll_loss, NLL_SUMS)
+        except NonFiniteStep as error:
+            examined = self._examine(groups, laid_out, tokens, every, nll_loss)
+            raise NonFiniteStep(f"step {self._version + 1}: {error}. {explain(examined)}") from error
 
     def logprobs(self, groups: tuple[SampleGroup, ...]) -> list[list[np.ndarray]]:
         """The current policy's log-probs of every answer, `[La]` float32, by group and sample.
@@ -209,7 +222,7 @@ class LearnerRank:
         prompts: "_Prompts",
         tokens: Sequence[Sequence[Tokens]],
         learned: Sequence[int],
-        loss: Callable[[torch.Tensor, Tokens], TokenLoss],
+        loss: PassLoss,
         names: Sequence[str],
     ) -> StepReport:
         """One update on the groups *learned* (indices); without any, Adam's momentum still moves the policy."""
@@ -269,21 +282,21 @@ class LearnerRank:
         prompts: "_Prompts",
         tokens: Sequence[Sequence[Tokens]],
         learned: Sequence[int],
+        loss: PassLoss,
     ) -> list[Examined]:
         """Every rank does every group alone, row by row, so that they agree."""
         engine = self._connected
         found = []
         for lengths in _lengths(groups, learned):
-            loss, odd, gradient_is_finite = 0.0, [], True
+            total, odd, gradient_is_finite = 0.0, [], True
             for row in split_group(lengths, self._config.row_tokens):
                 parts = join_tokens(_pick(tokens, [row]), engine.device)
-                term = partial(policy_loss, tokens=parts, config=self._config.loss)
-                result, finite = engine.probe(self._collate(groups, prompts, [row]), term)
-                loss += float(result.loss)
+                result, finite = engine.probe(self._collate(groups, prompts, [row]), _bind(loss, parts))
+                total += float(result.loss)
                 odd += [row.samples[index] for index, fine in enumerate(result.finite_by_sample.tolist()) if not fine]
                 gradient_is_finite = gradient_is_finite and finite
             prompt_id = groups[lengths.group].prompt.id
-            found.append(Examined(lengths.group, prompt_id, loss, tuple(odd), gradient_is_finite))
+            found.append(Examined(lengths.group, prompt_id, total, tuple(odd), gradient_is_finite))
         return found
 
     def _lay_out(self, group: SampleGroup) -> Prompted:
@@ -327,7 +340,7 @@ def _lengths(groups: Sequence[SampleGroup], chosen: Sequence[int]) -> list[Group
     ]
 
 
-def _bind(loss: Callable[[torch.Tensor, Tokens], TokenLoss], tokens: Tokens) -> Loss:
+def _bind(loss: PassLoss, tokens: Tokens) -> Loss:
     return lambda logprobs: loss(logprobs, tokens)
 
 

@@ -40,12 +40,11 @@ class Examined:
         return f"group {self.prompt_id} ({'finite' if self.gradient_is_finite else 'gradient'})"
 
 
-def explain(examined: Sequence[Examined], folder: Path) -> str:
+def explain(examined: Sequence[Examined]) -> str:
     """For the message of the error."""
-    again = f"saved in {folder}; star-r1 replay shows it again"
     if causes := [group for group in examined if not group.is_finite]:
-        return f"The cause: {', '.join(map(str, causes))}; {again}"
-    return f"No group alone is the cause; the step is {again}"
+        return f"The cause: {', '.join(map(str, causes))}"
+    return "No group alone is the cause"
 
 
 def save_refused(

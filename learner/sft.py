@@ -11,10 +11,15 @@ from tvr.records import PolicyVersion, Prompt, Sample, SampleGroup, Trace, Versi
 
 
 def make_example(prompt: Prompt, encoder: PairEncoder) -> SampleGroup:
-    """A group of one sample, the right answer. Nobody sampled it: its log-probs are 0 and mean nothing."""
+    """A group of one sample, the right answer. Nobody sampled it: its log-probs are 0 and mean nothing.
+
+    Raises ValueError if the tokeniser has no words for it.
+    """
     text = format_answer(prompt.gold.changes, reasoning="")
     tokenizer = encoder.processor.tokenizer
     token_ids = np.array([*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id], np.int32)
+    if tokenizer.unk_token_id in token_ids:
+        raise ValueError(f"the tokeniser has no words for all of {text!r}, the answer to prompt {prompt.id}")
     trace = Trace(
         prompt_token_ids=encoder.tokenise(prompt),
         token_ids=token_ids,

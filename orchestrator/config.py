@@ -81,6 +81,12 @@ class RunConfig(BaseModel):
                 f"learner.ranks {self.learner.ranks} exceeds loop.groups_per_step {self.loop.groups_per_step}, so that "
                 "a rank would have nothing to learn; raise groups_per_step or lower ranks"
             )
+        buffer, longest = self.learner.loss.overlong_buffer_tokens, self.rollout.max_answer_tokens
+        if buffer > longest:
+            raise ValueError(
+                f"learner.loss.overlong_buffer_tokens {buffer} exceeds rollout.max_answer_tokens {longest}, so that "
+                "even an empty answer would be punished; lower it"
+            )
         return self
 
 

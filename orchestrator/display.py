@@ -76,9 +76,8 @@ def step_line(row: dict[str, float], steps: int, left_s: float) -> str:
 def live_note(row: dict[str, float]) -> str:
     """What stands beside the bar, which itself counts the steps and the time left."""
     sampled = f"reward {row['reward']:+.2f}  staleness {row['staleness']:.1f}" if "reward" in row else ""
-    return (
-        f"version {row['version']:.0f}  {sampled or format(row['loss'], '+.4f')}  {row['tokens_per_s']:,.0f} tokens/s"
-    )
+    learned = sampled or f"loss {row['loss']:+.4f}"
+    return f"version {row['version']:.0f}  {learned}  {row['tokens_per_s']:,.0f} tokens/s"
 
 
 def metrics_table(columns: Mapping[str, MetricsReport]) -> Table:

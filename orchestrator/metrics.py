@@ -88,8 +88,9 @@ def write_rows(path: Path, rows: Iterable[dict[str, float]]) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:
-    """The rows that a MetricsFile wrote, one a step."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    """The rows that a MetricsFile wrote, one a step; a last line that a power cut has left without its end is none."""
+    *lines, _ = path.read_text().split("\n")
+    return [json.loads(line) for line in lines]
 
 
 def _mean(values: Iterable[float]) -> float:

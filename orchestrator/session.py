@@ -19,7 +19,7 @@ from orchestrator.ray_roles import RayLearner, RayMetrics, RayRollouts, RayScore
 from orchestrator.run_directory import RunDirectory, open_run_directory
 from tvr.dataset import PromptOrder, load
 from tvr.metrics import MetricsReport
-from tvr.records import Prompt
+from tvr.records import PolicyVersion, Prompt
 from tvr.rendered import ensure
 
 logger = logging.getLogger(__name__)
@@ -46,8 +46,11 @@ class Session:
             report = await evaluate(self.rollouts, self.held_out, lambda done: counter(done, len(self.held_out)))
         self.directory.add_evaluations({when: report})
 
-    async def finish(self) -> None:
-        """Save the policy, evaluate it, and stop the rollout workers."""
+    async def finish(self, version: PolicyVersion) -> None:
+        """Save the policy and all that is needed to give it more steps, evaluate it, and stop the rollout workers."""
+        every = self.config.checkpoint.every_steps
+        if every and version % every and version > self.directory.version:
+            await self.learner.checkpoint()
         await self.learner.finish_checkpoint()
         await self.learner.save(str(self.directory.model))
         await self.evaluate("after")

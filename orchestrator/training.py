@@ -43,12 +43,14 @@ async def run_training(config: RunConfig, out: Path, console: Console, resume: b
                 served=version,
             )
             await train(run)
-        await session.finish()
+        await session.finish(run.served)
     console.print(reward_table(read_rows(session.directory.metrics)))
 
 
 async def run_sft(config: RunConfig, out: Path, console: Console, resume: bool) -> None:
     """STAR-SFT: the same data, batches, learner and metrics, with the right answers to learn from."""
+    # A likelihood has no temperature, and the evaluation is greedy.
+    config = config.model_copy(update={"rollout": config.rollout.model_copy(update={"temperature": 1.0})})
     async with started(config, out, console, resume) as session:
         learner, size = session.learner, config.loop.groups_per_step
         version = session.directory.version
@@ -61,4 +63,4 @@ async def run_sft(config: RunConfig, out: Path, console: Console, resume: bool) 
                     await learner.checkpoint()
         if version > session.directory.version:
             await publish(version, learner, session.rollouts)
-        await session.finish()
+        await session.finish(version)

@@ -1,6 +1,9 @@
 """What can be switched on beside the plain step: offload, frozen parts, adapters, KL, schedules; and refused steps."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -240,6 +243,25 @@ def test_two_ranks_agree_on_the_cause(job: str, pair: list[Results], bad: Scored
 
 def test_a_gradient_that_is_not_finite_is_found_too(alone: Results, steep: ScoredGroup) -> None:
     assert_refused_and_kept(alone["steep"], "The cause: group 6/basic/center (gradient)", steep)
+
+
+def test_replay_says_of_every_group_whether_it_is_finite(alone: Results) -> None:
+    folder = alone["bad, stage 3"]["folder"] / "refused" / "step-000001"
+    ended = subprocess.run(
+        [sys.executable, "-m", "orchestrator.cli", "replay", str(folder)],
+        env=os.environ | {"COLUMNS": "120"},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stderr
+    lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in ended.stdout.splitlines() if "│" in line]
+    assert {group: (samples, finite) for group, samples, _, finite in lines} == {
+        "0/basic/center": ("4", "yes"),
+        "2/basic/center": ("3", "yes"),
+        "4/basic/center": ("3", "yes"),
+        "5/basic/center": ("2", "no: group 5/basic/center (loss of sample 1)"),
+    }
+    assert [np.isfinite(float(loss)) for _, _, loss, _ in lines] == [True, True, True, False]
 
 
 def assert_refused_and_kept(result: dict[str, Any], cause: str, group: ScoredGroup) -> None:

@@ -45,6 +45,7 @@ def test_an_override_replaces_one_value():
         ("learner.learnig_rate=1", "learner.learnig_rate = 1: unknown key; did you mean learning_rate?"),
         ("loop.steps=0", "loop.steps = 0: input should be greater than or equal to 1"),
         ("learner.ranks=99", "learner.ranks 99 exceeds loop.groups_per_step 16"),
+        ("learner.loss.overlong_buffer_tokens=65", "overlong_buffer_tokens 65 exceeds rollout.max_answer_tokens 64"),
         ("model=no/such", "model = 'no/such': has no config.json; give the path of a model folder"),
         ("loop.steps", "is not section.key=value"),
     ],

@@ -48,6 +48,11 @@ async def until(events: list[str], wanted: str) -> None:
     raise AssertionError(f"{wanted!r} never happened: {events}")
 
 
+async def finish(run: Run) -> None:
+    """Fails where a ticket that is never given out would be waited for for ever."""
+    await asyncio.wait_for(train(run), 10)
+
+
 async def test_without_staleness_every_group_is_sampled_by_the_newest_policy():
     events: list[str] = []
     run = make_run(events, steps=3, max_staleness=0)
@@ -94,8 +99,8 @@ async def test_no_slot_is_free_before_the_version_is_served():
 @pytest.mark.parametrize("max_staleness", [0, 1])
 async def test_a_run_that_goes_on_samples_what_the_whole_run_would_have_sampled(max_staleness):
     whole, rest = (make_run([], steps=5, max_staleness=max_staleness, served=served) for served in (0, 3))
-    await train(whole)
-    await train(rest)
+    await finish(whole)
+    await finish(rest)
     assert sampled(rest) == [6, 7, 8, 9]  # 3 steps of 2 groups are done
     assert sampled(whole) == list(range(10))
     assert rest.rollouts.seeds == [sampling_seed(0, ticket) for ticket in range(6, 10)] == whole.rollouts.seeds[6:]
@@ -109,19 +114,19 @@ def sampled(run: Run) -> list[int]:
 
 async def test_a_run_that_is_done_does_nothing():
     events: list[str] = []
-    await train(make_run(events, steps=3, max_staleness=1, served=3))
+    await finish(make_run(events, steps=3, max_staleness=1, served=3))
     assert events == []
 
 
 async def test_a_checkpoint_is_begun_after_every_so_many_versions():
     events: list[str] = []
-    await train(make_run(events, steps=7, max_staleness=1, checkpoint_every=3))
+    await finish(make_run(events, steps=7, max_staleness=1, checkpoint_every=3))
     assert [event for event in events if event.startswith("checkpoint")] == ["checkpoint 3", "checkpoint 6"]
 
 
 async def test_checkpoints_of_a_run_that_goes_on_are_of_the_same_versions():
     events: list[str] = []
-    await train(make_run(events, steps=7, max_staleness=1, served=2, checkpoint_every=3))
+    await finish(make_run(events, steps=7, max_staleness=1, served=2, checkpoint_every=3))
     assert [event for event in events if event.startswith("checkpoint")] == ["checkpoint 3", "checkpoint 6"]
 
 
@@ -136,7 +141,7 @@ async def test_a_checkpoint_is_begun_once_its_version_is_served_and_its_slots_ar
         held.append(run.window.num_held)
 
     run.learner.checkpoint = checkpoint
-    await train(run)
+    await finish(run)
     assert held == [2]  # both of step 3
     order = [events.index(event) for event in ("publish 2 done", "after 2", "checkpoint", "learn 2 begins")]
     assert order == sorted(order)

@@ -69,3 +69,9 @@ def test_the_metrics_table_shows_a_missing_setting_as_a_dash():
     shown = cells(metrics_table({"now": summarise([judge(answer, GOLD, view="center", num_tokens=9)])}))
     assert shown["Basic/Acc"] == ["1"]
     assert shown["Event/Acc"] == ["-"]
+
+
+def test_a_row_that_a_power_cut_has_left_half_written_is_none(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"st')
+    assert read_rows(path) == [{"step": 1}, {"step": 2}]

@@ -3,9 +3,7 @@
 import asyncio
 import json
 import subprocess
-import sys
 import tomllib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,35 +12,17 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from orchestrator.cluster import connected
 from orchestrator.config import RunConfig, load_run_config
+from tests.orchestrator.small_runs import SMALL, TINY, command
 from tests.parity import gaps_around_a_publish
 from tvr.dataset import load
-from tvr.rendered import ensure
 
 pytestmark = pytest.mark.slow
-TINY = Path("deploy/runs/tiny_cpu.toml")
-SMALL = [
-    "loop.groups_per_step=4",
-    "data.train=12",
-    "data.test=6",
-    "rollout.samples_per_prompt=8",
-    "rollout.kv_cache_mib=64",
-]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    """A small data set, rendered once for this module."""
-    folder = tmp_path_factory.mktemp("data") / "pairs"
-    return ensure(load_run_config(TINY, [*SMALL, f"data.path={folder}"]).data)
 
 
 def test_a_run_of_three_steps_on_two_ranks(data, tmp_path):
     out = tmp_path / "run"
-    settings = [*SMALL, f"data.path={data}", "loop.steps=3", "evaluation.max_samples=6", "learner.ranks=2"]
-    command = [sys.executable, "-m", "orchestrator.cli", "train", str(TINY), "--out", str(out)]
-    ended = subprocess.run(
-        [*command, *(part for setting in settings for part in ("--set", setting))], capture_output=True, text=True
-    )
+    settings = [f"data.path={data}", "loop.steps=3", "evaluation.max_samples=6", "learner.ranks=2"]
+    ended = subprocess.run(command("train", TINY, out, settings), capture_output=True, text=True)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "step   3/3  version   3" in ended.stdout
     assert "Basic/ObjAcc" in ended.stdout
@@ -72,7 +52,7 @@ def test_a_run_of_three_steps_on_two_ranks(data, tmp_path):
     assert any("visual" in name for name in changed)
     assert any("language_model" in name for name in changed)
 
-    again = subprocess.run(command, capture_output=True, text=True)
+    again = subprocess.run(command("train", TINY, out, []), capture_output=True, text=True)
     assert again.returncode == 2
     assert "holds a run already" in again.stderr
 

@@ -1,0 +1,119 @@
+"""Runs that go on after a kill, with real engines on the tiny policy; and supervised runs."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import safetensors.torch
+import torch
+from transformers import AutoModelForImageTextToText
+
+from tests.orchestrator.small_runs import SFT, TINY, command
+
+pytestmark = pytest.mark.slow
+# No race between sampling and learning.
+SYNCHRONOUS = ["loop.max_staleness=0", "checkpoint.every_steps=2", "evaluation.max_samples=6"]
+TIMES = ("wait_s", "learn_s", "publish_s", "step_s", "elapsed_s", "tokens_per_s", "samples_per_s")
+
+
+def run(kind: str, run_file: Path, out: Path, settings: Sequence[str], *flags: str) -> str:
+    """What a run that ended well said."""
+    ended = subprocess.run(command(kind, run_file, out, settings, *flags), capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return ended.stdout
+
+
+def kill_after_step(step: int, running: list[str], out: Path) -> None:
+    """Start the command and end it and all its workers as a power cut would, once it has written the row of *step*."""
+    with (out.parent / "killed.log").open("w") as log:
+        process = subprocess.Popen(running, stdout=log, stderr=log, start_new_session=True)
+    while len(steps(out)) < step:
+        assert process.poll() is None, (out.parent / "killed.log").read_text()
+        time.sleep(0.05)  # another process, which no event of ours can announce
+    family = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for member in family:  # Ray's processes have groups of their own
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
+    psutil.wait_procs(family, timeout=30)
+
+
+def rows(out: Path) -> list[dict[str, float]]:
+    path = out / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def steps(out: Path) -> list[float]:
+    return [row["step"] for row in rows(out)]
+
+
+def numbers(out: Path) -> list[dict[str, float]]:
+    """All of the rows that does not depend on the clock."""
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in rows(out)]
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(out / "model" / "model.safetensors")
+
+
+def evaluations(out: Path) -> dict[str, Any]:
+    return json.loads((out / "evaluation.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 7 steps that nothing stopped."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    run("train", TINY, out, [*SYNCHRONOUS, f"data.path={data}", "loop.steps=7"])
+    return out
+
+
+def test_a_killed_run_goes_on_from_its_newest_whole_checkpoint_as_if_nothing_had_been(
+    whole: Path, data: Path, tmp_path: Path
+):
+    out = tmp_path / "run"
+    settings = [*SYNCHRONOUS, f"data.path={data}", "loop.steps=7"]
+    kill_after_step(3, command("train", TINY, out, settings), out)
+    assert len(steps(out)) < 7
+    assert not (out / "model").exists()
+    before = evaluations(out)["before"]
+    (out / "evaluation.json").write_text(json.dumps({"before": before, "after": before | {"num_samples": 99}}))
+    (out / "checkpoints" / "step-000099.part").mkdir()
+
+    said = run("train", TINY, out, settings, "--resume")
+    assert "passed over a checkpoint: step-000099.part: was not finished" in said
+    assert f"going on from {out}/checkpoints/step-00000" in said
+    assert steps(out) == [1, 2, 3, 4, 5, 6, 7]
+    assert evaluations(out)["before"] == before
+    assert evaluations(out)["after"]["num_samples"] == 6  # asked again
+    assert sorted(os.listdir(out / "checkpoints")) == ["step-000006", "step-000007"]
+
+    # Without staleness nothing depends on timing: not a bit differs from the run that nothing stopped.
+    assert numbers(out) == numbers(whole)
+    assert all(torch.equal(part, weights(whole)[name]) for name, part in weights(out).items())
+
+
+def test_a_supervised_run_leaves_what_a_run_leaves(data: Path, tmp_path: Path):
+    out = tmp_path / "run"
+    said = run("sft", SFT, out, [f"data.path={data}", "loop.steps=3", "evaluation.max_samples=6"])
+    assert "step   3/3  version   3  loss +" in said
+    assert "Basic/ObjAcc" in said
+    assert steps(out) == [1, 2, 3]
+    assert {tuple(row) for row in rows(out)} == {tuple(rows(out)[0])}  # the same keys every step
+    assert all(np.isfinite(list(row.values())).all() for row in rows(out))
+    assert {name: report["num_samples"] for name, report in evaluations(out).items()} == {"before": 6, "after": 6}
+    before = AutoModelForImageTextToText.from_pretrained("deploy/models/tiny", dtype=torch.float32)
+    after = AutoModelForImageTextToText.from_pretrained(out / "model", dtype=torch.float32)
+    pairs = zip(before.parameters(), after.parameters(), strict=True)
+    assert any(not torch.equal(old, new) for old, new in pairs)
+    assert os.listdir(out / "checkpoints") == ["step-000003"]  # one every 20 steps, and at the end
