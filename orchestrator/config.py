@@ -40,11 +40,19 @@ class LoopConfig(BaseModel):
 
 
 class EvaluationConfig(BaseModel):
-    """Greedy evaluation on held-out pairs, before and after."""
+    """Greedy evaluation on held-out pairs: before, after, and beside the steps."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_samples: int = Field(ge=0, description="Held-out pairs asked, from the start of the split; 0 turns it off.")
+    every_steps: int = Field(
+        default=0, ge=0, description="Steps between evaluations beside training; larger costs less; 0 turns them off."
+    )
+    concurrent_prompts: int = Field(
+        default=4,
+        ge=1,
+        description="Pairs asked at a time beside training; larger ends sooner, and samples wait.",
+    )
 
 
 class CheckpointConfig(BaseModel):

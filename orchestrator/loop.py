@@ -7,8 +7,9 @@ first task that fails ends the run.
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from typing import Any
 
 from orchestrator.publish import publish
 from orchestrator.roles import Learner, Rollouts, Scorer
@@ -31,7 +32,8 @@ class Run:
     """Everything that the loop touches.
 
     *after_step* sees each step once its version is served; every *checkpoint_every* steps the learner's state is kept
-    (0: never). A run that goes on begins with its *served* version.
+    (0: never), and every *evaluate_every* steps *evaluate* is called with the version just served: it runs beside the
+    steps that follow. A run that goes on begins with its *served* version.
     """
 
     rollouts: Rollouts
@@ -44,7 +46,9 @@ class Run:
     max_staleness: int
     seed: int
     checkpoint_every: int
+    evaluate_every: int
     after_step: Callable[[StepReport, tuple[ScoredGroup, ...], StepTimes], None]
+    evaluate: Callable[[PolicyVersion], Coroutine[Any, Any, None]]
     served: PolicyVersion = field(default=PolicyVersion(0))
 
 
@@ -53,10 +57,10 @@ class StaleGroup(RuntimeError):
 
 
 async def train(run: Run) -> None:
-    """Run to the end. Raises an ExceptionGroup with the first failure of either side."""
+    """Run to the end, evaluations included. Raises an ExceptionGroup with the first failure of any part."""
     async with asyncio.TaskGroup() as sides:
         sides.create_task(keep_sampling(run), name="sampling")
-        sides.create_task(keep_learning(run), name="learning")
+        sides.create_task(keep_learning(run, sides), name="learning")
 
 
 async def keep_sampling(run: Run) -> None:
@@ -72,8 +76,8 @@ async def sample_and_score(run: Run, ticket: Ticket) -> None:
     await run.window.deliver(ticket, await run.scorer.score(group))
 
 
-async def keep_learning(run: Run) -> None:
-    """Take, learn, publish, release: once a step."""
+async def keep_learning(run: Run, sides: asyncio.TaskGroup) -> None:
+    """Take, learn, publish, release: once a step. The version after the last step is not evaluated here."""
     while run.served < run.steps:
         began = time.monotonic()
         groups = await run.window.take(run.groups_per_step)
@@ -89,6 +93,8 @@ async def keep_learning(run: Run) -> None:
         run.after_step(report, groups, times)
         if run.checkpoint_every and report.version % run.checkpoint_every == 0:
             await run.learner.checkpoint()
+        if run.evaluate_every and report.version % run.evaluate_every == 0 and report.version < run.steps:
+            sides.create_task(run.evaluate(report.version), name=f"evaluation of version {report.version}")
 
 
 def staleness(group: ScoredGroup, version: PolicyVersion) -> int:

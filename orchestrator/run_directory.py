@@ -1,13 +1,14 @@
 """The run directory: what a run leaves behind, and what it needs to go on.
 
-It holds `config.toml` (resolved), `metrics.jsonl` (a row a step), `evaluation.json` (before and after), `checkpoints/`,
-`refused/` if a step was not finite, and in the end `model/`, a plain Hugging Face folder.
+It holds `config.toml` (resolved), `metrics.jsonl` (a row a step), `evaluation.json` (before, after, and of versions
+between), `checkpoints/`, `refused/` if a step was not finite, and in the end `model/`, a plain Hugging Face folder.
 """
 
+import dataclasses
 import json
 import os
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import tomli_w
 from learner.actor import CHECKPOINTS
 from learner.checkpoint import Checkpoint, Torn, find_newest
 from orchestrator.config import ConfigError, RunConfig
+from orchestrator.evaluate import Evaluation
 from orchestrator.metrics import read_rows, write_rows
 from tvr.metrics import MetricsReport
 from tvr.records import PolicyVersion
@@ -63,9 +65,15 @@ class RunDirectory:
         path = self.path / "evaluation.json"
         return json.loads(path.read_text()) if path.exists() else {}
 
-    def add_evaluations(self, reports: Mapping[str, MetricsReport]) -> None:
-        """Write *reports* beside those that are there, by name."""
-        content = self.evaluations() | {name: asdict(report) for name, report in reports.items()}
+    def reports(self, *names: str) -> dict[str, MetricsReport]:
+        """Those of *names* that `evaluation.json` holds."""
+        found = self.evaluations()
+        fields = [field.name for field in dataclasses.fields(MetricsReport)]
+        return {name: MetricsReport(**{key: found[name][key] for key in fields}) for name in names if name in found}
+
+    def add_evaluation(self, name: str, found: Evaluation) -> None:
+        """Write it beside those that are there, with the versions that answered."""
+        content = self.evaluations() | {name: {"versions": [found.oldest, found.newest], **asdict(found.report)}}
         part = self.path / "evaluation.json.part"
         part.write_text(json.dumps(content, indent=2) + "\n")
         os.replace(part, self.path / "evaluation.json")

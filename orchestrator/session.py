@@ -18,7 +18,6 @@ from orchestrator.publish import publish
 from orchestrator.ray_roles import RayLearner, RayMetrics, RayRollouts, RayScorer
 from orchestrator.run_directory import RunDirectory, open_run_directory
 from tvr.dataset import PromptOrder, load
-from tvr.metrics import MetricsReport
 from tvr.records import PolicyVersion, Prompt
 from tvr.rendered import ensure
 
@@ -43,8 +42,18 @@ class Session:
         if not self.held_out:
             return
         with counting(self.console, f"evaluation {when}") as counter:
-            report = await evaluate(self.rollouts, self.held_out, lambda done: counter(done, len(self.held_out)))
-        self.directory.add_evaluations({when: report})
+            found = await evaluate(self.rollouts, self.held_out, lambda done: counter(done, len(self.held_out)))
+        self.directory.add_evaluation(when, found)
+
+    async def evaluate_beside(self, version: PolicyVersion) -> None:
+        """The same while training goes on, a few prompts at a time."""
+        if not self.held_out:
+            return
+        few = self.config.evaluation.concurrent_prompts
+        found = await evaluate(self.rollouts, self.held_out, lambda done: None, few)
+        self.directory.add_evaluation(f"version {version}", found)
+        asked = f"version {found.oldest}" + (f" to {found.newest}" if found.newest > found.oldest else "")
+        self.console.print(f"evaluation of {asked}: TAcc {found.report.metrics['TAcc']:.3f}", highlight=False)
 
     async def finish(self, version: PolicyVersion) -> None:
         """Save the policy and all that is needed to give it more steps, evaluate it, and stop the rollout workers."""
@@ -55,8 +64,8 @@ class Session:
         await self.learner.save(str(self.directory.model))
         await self.evaluate("after")
         await self.rollouts.stop()
-        if reports := self.directory.evaluations():
-            self.console.print(metrics_table({name: MetricsReport(**report) for name, report in reports.items()}))
+        if reports := self.directory.reports("before", "after"):
+            self.console.print(metrics_table(reports))
 
 
 @asynccontextmanager

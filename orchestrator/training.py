@@ -39,7 +39,9 @@ async def run_training(config: RunConfig, out: Path, console: Console, resume: b
                 max_staleness=config.loop.max_staleness,
                 seed=config.seed,
                 checkpoint_every=config.checkpoint.every_steps,
+                evaluate_every=config.evaluation.every_steps,
                 after_step=after_step,
+                evaluate=session.evaluate_beside,
                 served=version,
             )
             await train(run)

@@ -41,6 +41,8 @@ class RolloutWorker:
         self._files: SharedFiles | None = None
         self._served = PolicyVersion(0)
         self._updating = asyncio.Lock()
+        self._open = asyncio.Event()
+        self._open.set()
         self._failure: WeightUpdateError | None = None
         self._answer_tokens = 0
         self._groups = 0
@@ -66,6 +68,7 @@ class RolloutWorker:
         Raises WorkerLost (EngineDied or WeightUpdateError) if the worker is, or meanwhile becomes, unusable;
         SamplingError if the engine gave up; ValueError for a prompt that cannot be asked.
         """
+        await self._open.wait()
         task = asyncio.ensure_future(self._usable_engine().sample(prompt, num_samples, seed, greedy))
         if not self._in_flight:
             self._busy_since = time.monotonic()
@@ -88,9 +91,9 @@ class RolloutWorker:
         """Load *version* and return the version now served.
 
         Each of *buckets* is what `safetensors.torch.save` makes of some tensors, named as in Hugging Face's
-        `named_parameters()`; together they hold every parameter once. Answers in flight go on under the new version;
-        their spans tell. Raises ValueError, and changes nothing, if *version* is not newer than the served one. Raises
-        WeightUpdateError if loading failed, which makes the worker unusable.
+        `named_parameters()`; together they hold every parameter once. Answers in flight go on under the new version,
+        and their spans tell, or are waited for (`inflight`). Raises ValueError, and changes nothing, if *version* is
+        not newer than the served one. Raises WeightUpdateError if loading failed, which makes the worker unusable.
         """
         async with self._updating:
             engine = self._usable_engine()
@@ -99,6 +102,7 @@ class RolloutWorker:
                 raise ValueError(f"version {version} is not newer than {self._served}, which {self.worker_id} serves")
             if not buckets:
                 raise ValueError(f"version {version} came without weights")
+            await self._drain()
             try:
                 await engine.load_weights(version, buckets, self._files.path("weights"))
             except BaseException as error:  # a cancelled update has left a mixture as well
@@ -108,6 +112,8 @@ class RolloutWorker:
                 if isinstance(error, Exception):
                     raise self._refusal() from error
                 raise
+            finally:
+                self._open.set()
             self._served = version
             return self._served
 
@@ -124,6 +130,18 @@ class RolloutWorker:
         if self._files is not None:
             self._files.remove()
             self._files = None
+
+    async def _drain(self) -> None:
+        """If configured, begin no answers from here on and wait for those in flight, however they end."""
+        if self.config.inflight == "keep":
+            return
+        self._open.clear()
+        try:
+            if self._in_flight:
+                await asyncio.wait(self._in_flight)
+        except BaseException:  # cancelled: nothing was loaded, so the worker goes on
+            self._open.set()
+            raise
 
     def _usable_engine(self) -> RolloutEngine:
         if self._failure is not None:

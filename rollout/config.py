@@ -21,6 +21,11 @@ class RolloutConfig(BaseModel):
     concurrent_prompts: int = Field(
         16, ge=1, description="Groups in flight per worker. Larger fills the engine better and makes each group slower."
     )
+    inflight: Literal["keep", "drain"] = Field(
+        "keep",
+        description="Answers that are being sampled when a version comes: keep lets them go on under the new weights, "
+        "each token stamped with its version; drain ends them first, so that no answer has two, and the engine idles.",
+    )
     max_answer_tokens: int = Field(
         512, ge=1, description="An answer is cut off after so many tokens. Larger: longer reasoning, slower steps."
     )

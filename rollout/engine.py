@@ -224,6 +224,11 @@ def _start_vllm(config: RolloutConfig, model: str, picture_cache_name: str) -> A
     from vllm import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
+    return AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_arguments(config, model)))
+
+
+def engine_arguments(config: RolloutConfig, model: str) -> dict[str, Any]:
+    """What vLLM is started with."""
     on_device: dict[str, Any] = {"gpu_memory_utilization": config.gpu_memory_utilization}
     if on_cpu():
         # A prompt cut in pieces would end the engine: the token sampled after a piece is taken back, and with it the
@@ -233,23 +238,21 @@ def _start_vllm(config: RolloutConfig, model: str, picture_cache_name: str) -> A
             "enable_chunked_prefill": False,
             "max_num_batched_tokens": max(config.max_model_len, CPU_BATCHED_TOKENS),
         }
-    return AsyncLLM.from_engine_args(
-        AsyncEngineArgs(
-            model=model,
-            dtype=config.dtype,
-            max_model_len=config.max_model_len,
-            max_num_seqs=config.max_num_seqs,
-            enforce_eager=config.enforce_eager or on_cpu(),
-            tensor_parallel_size=config.tensor_parallel_size,
-            kv_cache_memory_bytes=None if config.kv_cache_mib is None else config.kv_cache_mib << 20,
-            limit_mm_per_prompt={"image": PICTURES_PER_PROMPT, "video": 0},
-            logprobs_mode="processed_logprobs",  # the default ignores the temperature
-            # With the default type a paused request whose pictures were in the prefix cache cannot be started again.
-            mm_processor_cache_type="shm",
-            mm_processor_cache_gb=PICTURE_CACHE_GIB,
-            worker_extension_cls="rollout.weights.WorkerExtension",
-            weight_transfer_config={"backend": WEIGHT_BACKEND},
-            disable_log_stats=True,
-            **on_device,
-        )
-    )
+    return {
+        "model": model,
+        "dtype": config.dtype,
+        "max_model_len": config.max_model_len,
+        "max_num_seqs": config.max_num_seqs,
+        "enforce_eager": config.enforce_eager or on_cpu(),
+        "tensor_parallel_size": config.tensor_parallel_size,
+        "kv_cache_memory_bytes": None if config.kv_cache_mib is None else config.kv_cache_mib << 20,
+        "limit_mm_per_prompt": {"image": PICTURES_PER_PROMPT, "video": 0},
+        "logprobs_mode": "processed_logprobs",  # the default ignores the temperature
+        # With the default type a paused request whose pictures were in the prefix cache cannot be started again.
+        "mm_processor_cache_type": "shm",
+        "mm_processor_cache_gb": PICTURE_CACHE_GIB,
+        "worker_extension_cls": "rollout.weights.WorkerExtension",
+        "weight_transfer_config": {"backend": WEIGHT_BACKEND},
+        "disable_log_stats": True,
+        **on_device,
+    }

@@ -1,6 +1,7 @@
 """Order and overlap of the loop, with fakes and gates."""
 
 import asyncio
+from dataclasses import dataclass, field
 
 import pytest
 
@@ -8,6 +9,13 @@ from orchestrator.loop import Run, StaleGroup, check_staleness, sampling_seed, t
 from orchestrator.window import Window
 from tests.fakes import FakeLearner, FakePrompts, FakeRollouts, FakeScorer, make_group, make_prompt, make_scored
 from tvr.records import PolicyVersion, ScoringFailure
+
+
+@dataclass(kw_only=True)
+class GatedRun(Run):
+    """Its evaluations end when the gate opens."""
+
+    evaluation_gate: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 def make_run(
@@ -18,8 +26,14 @@ def make_run(
     groups_per_step: int = 2,
     served: int = 0,
     checkpoint_every: int = 0,
-) -> Run:
-    return Run(
+    evaluate_every: int = 0,
+) -> GatedRun:
+    async def evaluate(version: PolicyVersion) -> None:
+        events.append(f"evaluation of {version} begins")
+        await run.evaluation_gate.wait()
+        events.append(f"evaluation of {version} done")
+
+    run = GatedRun(
         rollouts=FakeRollouts(events, served),
         scorer=FakeScorer(),
         learner=FakeLearner(events, served),
@@ -35,9 +49,12 @@ def make_run(
         max_staleness=max_staleness,
         seed=0,
         checkpoint_every=checkpoint_every,
+        evaluate_every=evaluate_every,
         after_step=lambda report, groups, times: events.append(f"after {report.version}"),
+        evaluate=evaluate,
         served=PolicyVersion(served),
     )
+    return run
 
 
 async def until(events: list[str], wanted: str) -> None:
@@ -181,3 +198,42 @@ def test_a_group_that_is_too_old_raises():
 def test_sampling_seeds_differ_between_groups_and_between_runs():
     seeds = {sampling_seed(run, ticket) for run in range(3) for ticket in range(100)}
     assert len(seeds) == 300
+
+
+async def test_an_evaluation_goes_on_beside_the_steps_and_the_run_ends_with_it():
+    events: list[str] = []
+    run = make_run(events, steps=5, max_staleness=1, evaluate_every=2)
+    training = asyncio.create_task(finish(run))
+    await until(events, "after 5")
+    assert [event for event in events if event.startswith("evaluation")] == [
+        "evaluation of 2 begins",
+        "evaluation of 4 begins",
+    ]
+    assert events.index("evaluation of 2 begins") > events.index("publish 2 done")
+    assert not training.done()
+    run.evaluation_gate.set()
+    await training
+    assert events[-2:] == ["evaluation of 2 done", "evaluation of 4 done"]
+
+
+async def test_the_last_version_is_left_to_the_evaluation_after_the_run():
+    events: list[str] = []
+    run = make_run(events, steps=2, max_staleness=0, evaluate_every=1)
+    run.evaluation_gate.set()
+    await finish(run)
+    assert "evaluation of 1 done" in events
+    assert "evaluation of 2 begins" not in events
+
+
+async def test_an_evaluation_that_fails_ends_the_run():
+    async def fail(version: PolicyVersion) -> None:
+        raise WorkerGone(version)
+
+    class WorkerGone(Exception):
+        pass
+
+    run = make_run([], steps=5, max_staleness=1, evaluate_every=1)
+    run.evaluate = fail
+    with pytest.raises(ExceptionGroup) as error:
+        await finish(run)
+    assert error.group_contains(WorkerGone)

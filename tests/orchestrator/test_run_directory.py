@@ -10,11 +10,12 @@ import torch
 
 from learner.checkpoint import CheckpointWriter
 from orchestrator.config import ConfigError, RunConfig, load_run_config
+from orchestrator.evaluate import Evaluation
 from orchestrator.metrics import read_rows
 from orchestrator.run_directory import open_run_directory
 from tests.fakes import GOLD
 from tvr.answer import Malformed
-from tvr.metrics import MetricsReport, judge, summarise
+from tvr.metrics import judge, summarise
 from tvr.records import PolicyVersion
 
 TINY = Path("deploy/runs/tiny_cpu.toml")
@@ -116,12 +117,15 @@ def test_evaluations_are_kept_added_to_and_renewed(begun: Path):
     judged = summarise([judge(Malformed(reason="none"), GOLD, view="center", num_tokens=1)])
     first = open_run_directory(CONFIG, begun, resume=True)
     assert first.evaluations() == {}
-    first.add_evaluations({"before": REPORT})
-    open_run_directory(CONFIG, begun, resume=True).add_evaluations({"after": REPORT})
+    first.add_evaluation("before", Evaluation(report=REPORT, oldest=PolicyVersion(0), newest=PolicyVersion(0)))
     second = open_run_directory(CONFIG, begun, resume=True)
-    second.add_evaluations({"after": judged})
-    reports = second.evaluations()
-    assert {name: MetricsReport(**report) for name, report in reports.items()} == {"before": REPORT, "after": judged}
+    second.add_evaluation("after", Evaluation(report=REPORT, oldest=PolicyVersion(2), newest=PolicyVersion(2)))
+    second.add_evaluation("after", Evaluation(report=judged, oldest=PolicyVersion(3), newest=PolicyVersion(4)))
+    assert second.reports("before", "after", "never") == {"before": REPORT, "after": judged}
+    assert {name: found["versions"] for name, found in second.evaluations().items()} == {
+        "before": [0, 0],
+        "after": [3, 4],
+    }
     assert sorted(path.name for path in begun.iterdir()) == ["config.toml", "evaluation.json"]
 
 

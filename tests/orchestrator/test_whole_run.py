@@ -21,7 +21,8 @@ pytestmark = pytest.mark.slow
 
 def test_a_run_of_three_steps_on_two_ranks(data, tmp_path):
     out = tmp_path / "run"
-    settings = [f"data.path={data}", "loop.steps=3", "evaluation.max_samples=6", "learner.ranks=2"]
+    settings = [f"data.path={data}", "loop.steps=3", "learner.ranks=2"]
+    settings += ["evaluation.max_samples=6", "evaluation.every_steps=2"]
     ended = subprocess.run(command("train", TINY, out, settings), capture_output=True, text=True)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "step   3/3  version   3" in ended.stdout
@@ -38,7 +39,13 @@ def test_a_run_of_three_steps_on_two_ranks(data, tmp_path):
         assert parts == pytest.approx(row["reward"], abs=1e-4)
 
     reports = json.loads((out / "evaluation.json").read_text())
-    assert [report["num_samples"] for report in reports.values()] == [6, 6]
+    assert {name: report["num_samples"] for name, report in reports.items()} == {
+        "before": 6,
+        "after": 6,
+        "version 2": 6,
+    }
+    assert (reports["before"]["versions"], reports["after"]["versions"]) == ([0, 0], [3, 3])
+    assert 2 <= reports["version 2"]["versions"][0] <= reports["version 2"]["versions"][1] <= 3
     assert RunConfig.model_validate(tomllib.loads((out / "config.toml").read_text())).loop.steps == 3
 
     before = AutoModelForImageTextToText.from_pretrained("deploy/models/tiny", dtype=torch.float32)
