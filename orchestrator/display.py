@@ -62,6 +62,7 @@ def counting(console: Console, what: str) -> Iterator[Counter]:
 
 def step_line(row: dict[str, float], steps: int, left_s: float) -> str:
     """One line for people: step, version, reward and staleness if there are any, loss, speed, time left."""
+    left = f"{int(left_s) // 60}:{int(left_s) % 60:02}"
     sampled = (
         f"reward {row['reward']:+.2f}  well-formed {row['well_formed']:.0%}  staleness {row['staleness']:.1f}  "
         if "reward" in row
@@ -69,7 +70,7 @@ def step_line(row: dict[str, float], steps: int, left_s: float) -> str:
     )
     return (
         f"step {row['step']:>3.0f}/{steps}  version {row['version']:>3.0f}  {sampled}loss {row['loss']:+.4f}  "
-        f"{row['tokens_per_s']:,.0f} tokens/s  {row['step_s']:.1f} s  left {left_s // 60:.0f}:{left_s % 60:02.0f}"
+        f"{row['tokens_per_s']:,.0f} tokens/s  {row['step_s']:.1f} s  left {left}"
     )
 
 

@@ -6,6 +6,7 @@ python -m tests.bench.parity deploy/runs/tiny_cpu.toml
 import asyncio
 import json
 import sys
+import tempfile
 from pathlib import Path
 
 from orchestrator.cluster import connected
@@ -18,8 +19,8 @@ from tvr.rendered import ensure
 def main() -> None:
     config = load_run_config(Path(sys.argv[1]), sys.argv[2:])
     prompts = load(ensure(config.data), "train")[: config.loop.groups_per_step]
-    with connected(config):
-        before, after = asyncio.run(gaps_around_a_publish(config, prompts))
+    with connected(config), tempfile.TemporaryDirectory() as out:
+        before, after = asyncio.run(gaps_around_a_publish(config, prompts, Path(out)))
     samples = len(prompts) * config.rollout.samples_per_prompt
     print(json.dumps({"max_gap_before_update": before, "max_gap_after_publish": after, "samples": samples}))
 
