@@ -141,7 +141,7 @@ class Engine:
         if self.config.lora_rank > 0:
             with without_adapters(self.model):
                 return [self._engine(batch).cpu() for batch in batches]
-        assert self._reference is not None, "load_policy keeps no reference: the loss does not ask for one"
+        assert self._reference is not None, "no reference was loaded: the loss does not ask for one"
         if self.config.zero_stage == 3:
             return [self._reference(batch).cpu() for batch in batches]
         self._reference.to(self.device)
