@@ -224,7 +224,12 @@ def _start_vllm(config: RolloutConfig, model: str, picture_cache_name: str) -> A
     from vllm import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    return AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_arguments(config, model)))
+    args = AsyncEngineArgs(**engine_arguments(config, model))
+    if on_cpu():
+        from rollout.inprocess import start_in_process
+
+        return start_in_process(args)
+    return AsyncLLM.from_engine_args(args)
 
 
 def engine_arguments(config: RolloutConfig, model: str) -> dict[str, Any]:

@@ -1,0 +1,114 @@
+"""vLLM's engine core on a thread of the worker's own process, for a CPU.
+
+AsyncLLM always starts its core as another process and talks to it through sockets. On a CPU both would share the same
+cores, and encoding and decoding every step's outputs would take a tenth of the time. Here the core runs on a thread and
+outputs are handed over as they are; everything above, AsyncLLM and its pauses and weight updates, stays vLLM's own.
+One process also means that a worker that is killed leaves no engine behind.
+"""
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from copy import copy
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+from vllm import AsyncEngineArgs
+from vllm.v1.core.sched.interface import PauseState
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.core import EngineCore
+from vllm.v1.engine.core_client import AsyncMPClient, EngineCoreClient
+from vllm.v1.engine.exceptions import EngineDeadError
+
+
+def start_in_process(args: AsyncEngineArgs) -> AsyncLLM:
+    """AsyncLLM whose core is a thread. Call it inside the event loop that will use it; it blocks for seconds."""
+    with mock.patch.object(EngineCoreClient, "make_async_mp_client", _Client):
+        return AsyncLLM.from_engine_args(args)
+
+
+class _Client(AsyncMPClient):
+    """What AsyncLLM sees of the core. Utilities that AsyncMPClient sends to another process run on the thread."""
+
+    def __init__(self, vllm_config: Any, executor_class: type, log_stats: bool, *_: Any, **__: Any) -> None:
+        self.vllm_config = vllm_config
+        self.engine_ranks_managed = [0]
+        self.resources = SimpleNamespace(engine_dead=False)
+        self.outputs_queue = asyncio.Queue()
+        self._loop = asyncio.get_running_loop()
+        self._work: queue.SimpleQueue[Callable[[EngineCore], bool]] = queue.SimpleQueue()
+        self._core = EngineCore(vllm_config, executor_class, log_stats)
+        self._thread = threading.Thread(target=self._run, name="vllm-core", daemon=True)
+        self._thread.start()
+
+    async def get_output_async(self) -> Any:
+        outputs = await self.outputs_queue.get()
+        if isinstance(outputs, Exception):
+            raise outputs
+        return outputs
+
+    async def add_request_async(self, request: Any) -> None:
+        # The core writes into a request's features. Siblings share theirs until they are sent to another process, which
+        # makes a copy for each; without, a sibling that is frozen by an update could not find its pictures again.
+        request.mm_features = request.mm_features and [copy(feature) for feature in request.mm_features]
+        await self._on_thread(lambda core: core.add_request(*core.preprocess_add_request(request)))
+
+    async def abort_requests_async(self, request_ids: list[str]) -> None:
+        if request_ids and not self.resources.engine_dead:
+            await self._on_thread(lambda core: core.abort_requests(request_ids))
+
+    async def call_utility_async(self, method: str, *args: Any) -> Any:
+        return await self._on_thread(lambda core: getattr(core, method)(*args))
+
+    async def call_utility_all_async(self, method: str, *args: Any) -> list[Any]:
+        return [await self.call_utility_async(method, *args)]
+
+    async def call_utility_consensus_async(self, method: str, *args: Any) -> Any:
+        return await self.call_utility_async(method, *args)
+
+    def shutdown(self, timeout: float | None = None) -> None:
+        """Return when the thread has ended and the core has freed what it held."""
+        if self._thread.is_alive():
+            self._work.put(lambda core: True)
+            self._thread.join()
+            self._core.shutdown()
+
+    def _on_thread(self, call: Callable[[EngineCore], Any]) -> "asyncio.Future[Any]":
+        """The result of *call*, made between two steps of the core."""
+        if self.resources.engine_dead or not self._thread.is_alive():
+            raise EngineDeadError
+        done: Future[Any] = Future()
+
+        def work(core: EngineCore) -> bool:
+            try:
+                done.set_result(call(core))
+            except Exception as error:
+                done.set_exception(error)
+            return False
+
+        self._work.put(work)
+        return asyncio.wrap_future(done)
+
+    def _run(self) -> None:
+        core = self._core
+        try:
+            while True:
+                while not self._work.empty() or not self._has_work():
+                    if self._work.get()(core):
+                        return
+                outputs, executed = core.step_fn()
+                core.post_step(executed)
+                if outputs:
+                    self._loop.call_soon_threadsafe(self.outputs_queue.put_nowait, outputs[0])
+        except Exception as error:
+            self.resources.engine_dead = True
+            dead = EngineDeadError()
+            dead.__cause__ = error
+            self._loop.call_soon_threadsafe(self.outputs_queue.put_nowait, dead)
+
+    def _has_work(self) -> bool:
+        scheduler = self._core.scheduler
+        return scheduler.has_requests() and scheduler.pause_state != PauseState.PAUSED_ALL
