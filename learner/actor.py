@@ -10,10 +10,11 @@ import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from math import prod
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import safetensors.torch
 import torch
 
 from learner.batch import Batch, BatchRow, Prompted, collate, lay_out_prompt, shared_prompt
@@ -36,8 +37,12 @@ from learner.loss import (
 from learner.packing import GroupLengths, Pass, Row, plan_passes, split_group
 from learner.refused import Examined, explain, save_refused
 from learner.sft import make_example
-from learner.weights import plan_buckets
+from learner.weights import pack_bucket, plan_buckets
+from tvr.manifest import Manifest, TensorInfo
 from tvr.records import PolicyVersion, Prompt, SampleGroup, ScoredGroup, StepReport
+
+if TYPE_CHECKING:
+    from learner.nccl import NcclSender
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +64,7 @@ class LearnerRank:
         self._encoder = PairEncoder(job.model)
         self._engine: Engine | None = None
         self._buckets: tuple[tuple[str, ...], ...] = ()
+        self._sender: NcclSender | None = None
         self._writer = CheckpointWriter(
             Path(job.folder) / CHECKPOINTS,
             keep=job.keep_checkpoints,
@@ -165,25 +171,47 @@ class LearnerRank:
 
     def weight_bucket_count(self, max_bytes: int) -> int:
         """Plan the weights into buckets of at most *max_bytes* each (a larger parameter has one to itself)."""
-        self._buckets = plan_buckets(self._connected.parameter_sizes(), max_bytes)
+        sizes = [(name, prod(shape) * dtype.itemsize) for name, dtype, shape in self._connected.parameters()]
+        self._buckets = plan_buckets(sizes, max_bytes)
         return len(self._buckets)
 
-    def weight_bucket(self, index: int) -> bytes:
-        """Bucket *index* of the last plan as a safetensors file, names as in the Hugging Face model, adapters merged.
+    def weight_bucket(self, index: int) -> tuple[tuple[TensorInfo, ...], dict[str, np.ndarray]]:
+        """Bucket *index* of the last plan and its part of the manifest, adapters merged (`tvr.manifest`).
 
-        Rank 0 returns it; the others take part and return nothing. A tied `lm_head` is not in it a second time.
+        Rank 0 returns them; the others take part and return nothing. A tied `lm_head` is not in it a second time. The
+        arrays may be the parameters themselves: copy them before the next call.
         """
         if not self._buckets:
             raise ValueError("no buckets are planned; call weight_bucket_count first")
         with self._connected.gathered(self._buckets[index]) as tensors:
             if self._rank != 0:
-                return b""
-            return safetensors.torch.save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
+                return (), {}
+            return pack_bucket(tensors, keep=self._config.zero_stage == 3)
+
+    def manifest(self, version: PolicyVersion) -> Manifest:
+        """Of all weights, without checksums: they travel by `broadcast`."""
+        infos = tuple(
+            TensorInfo(name=name, dtype=str(dtype).removeprefix("torch."), shape=shape, checksum="")
+            for name, dtype, shape in self._connected.parameters()
+        )
+        return Manifest(version=version, buckets=(infos,))
+
+    def join_broadcast(self, address: str, port: int, world_size: int) -> None:
+        """Meet the engines' workers at *address* of rank 0; *world_size* counts all. Not yet run on a GPU."""
+        from learner.nccl import NcclSender  # it imports vllm, which takes seconds
+
+        self._sender = NcclSender(self._connected, self._rank, address, port, world_size)
+
+    def broadcast(self) -> None:
+        """Send all weights to the engines' workers, who must be receiving. Not yet run on a GPU."""
+        if self._sender is None:
+            raise ValueError("nobody to broadcast to; call join_broadcast first")
+        self._sender.send()
 
     def save_model(self, folder: str) -> None:
         """Write a plain Hugging Face folder, processor included. Rank 0 writes; all return when it is whole."""
         engine = self._connected
-        with engine.gathered([name for name, _ in engine.parameter_sizes()]) as tensors:
+        with engine.gathered([name for name, _, _ in engine.parameters()]) as tensors:
             if self._rank == 0:
                 state = {name: tensor.cpu() for name, tensor in tensors.items()}
                 engine.model.save_pretrained(folder, state_dict=state)

@@ -59,4 +59,4 @@ class PairEncoder:
 
 def _open(prompt: Prompt) -> list[Image.Image]:
     """Not decoded yet."""
-    return [Image.open(io.BytesIO(data)) for data in (prompt.pair.initial, prompt.pair.final)]
+    return [Image.open(io.BytesIO(data)) for data in (prompt.pictures.initial, prompt.pictures.final)]

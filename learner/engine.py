@@ -166,14 +166,13 @@ class Engine:
         with self._whole([parameter for part in chosen.values() for parameter in part.needed]):
             yield {name: part.merged() for name, part in chosen.items()}
 
-    def parameter_sizes(self) -> list[tuple[str, int]]:
-        """Name in the Hugging Face model and bytes of every parameter, tied ones once."""
-        sizes = []
+    def parameters(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
+        """Name in the Hugging Face model, dtype and whole shape of every parameter, tied ones once."""
+        found = []
         for name, part in published(self.model).items():
-            parameter = part.parameter
-            count = parameter.ds_numel if hasattr(parameter, "ds_numel") else parameter.numel()
-            sizes.append((name, count * parameter.element_size()))
-        return sizes
+            shape = getattr(part.parameter, "ds_shape", part.parameter.shape)  # the first where it is shared out
+            found.append((name, part.parameter.dtype, tuple(shape)))
+        return found
 
     def optimizer_step(self) -> int:
         """Updates that the optimiser has counted."""

@@ -1,6 +1,24 @@
-"""Which parameters travel together when a version is published. Pure."""
+"""Which parameters travel together when a version is published, and as what."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from tvr.manifest import TensorInfo, checksum
+
+
+def pack_bucket(
+    tensors: Mapping[str, torch.Tensor], keep: bool
+) -> tuple[tuple[TensorInfo, ...], dict[str, np.ndarray]]:
+    """*tensors* as a bucket, with their part of the manifest. Unless to *keep*, what is in host memory is no copy."""
+    infos, bucket = [], {}
+    for name, tensor in tensors.items():
+        content = tensor.detach().to("cpu", copy=keep).contiguous().reshape(-1).view(torch.uint8).numpy()
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        infos.append(TensorInfo(name=name, dtype=dtype, shape=tuple(tensor.shape), checksum=checksum(content)))
+        bucket[name] = content
+    return tuple(infos), bucket
 
 
 def plan_buckets(sizes: Sequence[tuple[str, int]], max_bytes: int) -> tuple[tuple[str, ...], ...]:

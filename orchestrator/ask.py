@@ -174,8 +174,7 @@ async def engine_asker(model: str, max_answer_tokens: int) -> AsyncIterator[Ask]
     worker = RolloutWorker(_engine_config(model, max_answer_tokens), model, "eval")
 
     async def ask(prompt: Prompt) -> Reply:
-        group = await worker.sample(prompt, 1, seed=0, greedy=True)
-        (sample,) = group.samples
+        sample = await worker.answer(prompt)
         return Reply(text=sample.text, num_tokens=len(sample.trace.token_ids))
 
     with cancelled_by_sigterm():
@@ -188,7 +187,7 @@ async def engine_asker(model: str, max_answer_tokens: int) -> AsyncIterator[Ask]
 
 @contextmanager
 def cancelled_by_sigterm() -> Iterator[None]:
-    """SIGTERM cancels the current task, as Ctrl-C does. The default would leave the engine's process behind."""
+    """SIGTERM cancels the current task, as Ctrl-C does. The default would leave the engine's files in shared memory."""
     task, loop = asyncio.current_task(), asyncio.get_running_loop()
     assert task is not None
     loop.add_signal_handler(signal.SIGTERM, task.cancel)
@@ -221,7 +220,9 @@ async def endpoint_asker(url: str, model: str, max_answer_tokens: int) -> AsyncI
 
 def to_chat(prompt: Prompt) -> list[Any]:
     """The messages of *prompt* as a chat API takes them: its pictures, in order, where the placeholders stand."""
-    pictures = iter([_data_url(prompt, "initial", prompt.pair.initial), _data_url(prompt, "final", prompt.pair.final)])
+    pictures = iter(
+        [_data_url(prompt, "initial", prompt.pictures.initial), _data_url(prompt, "final", prompt.pictures.final)]
+    )
     chat = [
         {
             "role": message["role"],

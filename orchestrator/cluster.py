@@ -13,16 +13,18 @@ from typing import Any
 
 import ray
 
-from learner.actor import LearnerRank
 from learner.config import LearnerJob
 from orchestrator.config import ConfigError, RunConfig
-from orchestrator.ray_roles import RayLearner, RayRollouts, RayScorer
+from orchestrator.ray_actors import LearnerActor, RolloutActor
+from orchestrator.ray_roles import RayLearner, RayRollouts
+from orchestrator.ray_scoring import RayScorer
 from reward_service.actor import RewardWorker
-from rollout.actor import RolloutWorker
 
 logger = logging.getLogger(__name__)
 
 REWARD_CPUS = 0.1
+MANY_CALLS = 10_000
+"""At once, to an actor whose calls wait for each other inside: the window, not Ray, says how many there are."""
 # Spin-waiting OpenMP threads starve a second engine on the same cores; compiled samplers make the first request slow.
 CPU_ENV = {"OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
 ENV = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "VLLM_NO_USAGE_STATS": "1"}
@@ -57,17 +59,12 @@ async def start_roles(
     """
     _check_room(config)
     model = str(config.model.resolve())
-    rollouts = RayRollouts(
-        [
-            _actor(RolloutWorker, config.rollout.tensor_parallel_size).remote(config.rollout, model, f"rollout-{index}")
-            for index in range(config.rollout.workers)
-        ],
-        config.rollout,
-    )
-    scorers = ray.remote(num_cpus=REWARD_CPUS, runtime_env={"env_vars": ENV})(RewardWorker)
+    scorers = ray.remote(num_cpus=REWARD_CPUS, max_concurrency=MANY_CALLS, runtime_env={"env_vars": ENV})(RewardWorker)
     scorer = RayScorer(
         [scorers.remote(config.reward_service) for _ in range(config.reward_service.workers)], config.reward_service
     )
+    workers = [place_rollout_worker(config, scorer, index) for index in range(config.rollout.workers)]
+    rollouts = RayRollouts(workers, config.rollout)
     job = LearnerJob(
         model=model,
         reference=model,
@@ -80,12 +77,18 @@ async def start_roles(
     )
     ranks = config.learner.ranks
     learner = RayLearner(
-        [_actor(LearnerRank, 1).remote(config.learner, job, rank, ranks) for rank in range(ranks)], config.learner
+        [_actor(LearnerActor, 1).remote(config.learner, job, rank, ranks) for rank in range(ranks)], config.learner
     )
     await rollouts.start(config.start_timeout_s)
     await learner.start(config.start_timeout_s, checkpoint)
     await scorer.start(config.start_timeout_s)
     return rollouts, scorer, learner
+
+
+def place_rollout_worker(config: RunConfig, scorer: RayScorer, index: int) -> Any:
+    """The actor number *index*, which is not ready yet."""
+    actor = _actor(RolloutActor, config.rollout.tensor_parallel_size).options(max_concurrency=MANY_CALLS)
+    return actor.remote(config.rollout, str(config.model.resolve()), f"rollout-{index}", scorer)
 
 
 def _has_gpus() -> bool:

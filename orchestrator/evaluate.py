@@ -35,10 +35,9 @@ async def evaluate(
     async def answer_one(prompt: Prompt) -> Judgement:
         nonlocal done
         async with slots:
-            group = await rollouts.answer(prompt)
+            sample = await rollouts.answer(prompt)
         done += 1
         progress(done)
-        sample = group.samples[0]
         versions.update(span.version for span in sample.trace.versions)
         return judge(parse(sample.text), prompt.gold, view=prompt.pair.view, num_tokens=len(sample.trace.token_ids))
 

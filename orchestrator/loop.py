@@ -1,8 +1,9 @@
 """The loop: sampling, scoring and learning overlap, bounded by the window. It reads like the figure in the README.
 
-`keep_sampling` asks for groups as fast as the window admits them; `keep_learning` takes them in order, learns,
-publishes, and only then releases their slots. With `max_staleness = 0` the same code is plain, synchronous GRPO. The
-first task that fails ends the run.
+`keep_sampling` asks for groups as fast as the window admits them; `keep_learning` takes them in order, learns and
+publishes. While the rollout workers take over a version, the learner makes its next step, if the groups for it are
+there; slots are released only once the version is served. With `max_staleness = 0` the same code is plain, synchronous
+GRPO. The first task that fails ends the run.
 """
 
 import asyncio
@@ -11,8 +12,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
-from orchestrator.publish import publish
-from orchestrator.roles import Learner, Rollouts, Scorer
+from orchestrator.roles import Learner, Publisher, Rollouts
 from orchestrator.window import Ticket, Window
 from tvr.dataset import PromptOrder
 from tvr.records import PolicyVersion, ScoredGroup, StepReport
@@ -20,11 +20,27 @@ from tvr.records import PolicyVersion, ScoredGroup, StepReport
 
 @dataclass(frozen=True, kw_only=True)
 class StepTimes:
-    """Where one step of the learning side went, in seconds. Sampling and scoring go on all the while."""
+    """Where one step went, in seconds. Sampling and scoring go on all the while.
+
+    The learning side waits for groups, then learns. *publish_s* is from there until the version is served, when the
+    learner can be well into its next step; for *pause_s* of it a worker could not sample.
+    """
 
     wait_s: float
     learn_s: float
     publish_s: float
+    pause_s: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Learned:
+    """A step whose version is not served yet. Learning ended at *ended*, by `time.monotonic`."""
+
+    report: StepReport
+    groups: tuple[ScoredGroup, ...]
+    wait_s: float
+    learn_s: float
+    ended: float
 
 
 @dataclass(kw_only=True)
@@ -37,8 +53,8 @@ class Run:
     """
 
     rollouts: Rollouts
-    scorer: Scorer
     learner: Learner
+    publisher: Publisher
     prompts: PromptOrder
     window: Window
     steps: int
@@ -47,7 +63,7 @@ class Run:
     seed: int
     checkpoint_every: int
     evaluate_every: int
-    after_step: Callable[[StepReport, tuple[ScoredGroup, ...], StepTimes], None]
+    after_step: Callable[[StepReport, tuple[ScoredGroup, ...], StepTimes], Coroutine[Any, Any, None]]
     evaluate: Callable[[PolicyVersion], Coroutine[Any, Any, None]]
     served: PolicyVersion = field(default=PolicyVersion(0))
 
@@ -67,34 +83,51 @@ async def keep_sampling(run: Run) -> None:
     """One task for each admitted group, until the window has admitted all that the run needs."""
     async with asyncio.TaskGroup() as groups:
         while (ticket := await run.window.admit()) is not None:
-            groups.create_task(sample_and_score(run, ticket), name=f"group {ticket}")
+            groups.create_task(sample(run, ticket), name=f"group {ticket}")
 
 
-async def sample_and_score(run: Run, ticket: Ticket) -> None:
-    """Sample the next prompt's group, score it, hand it in."""
+async def sample(run: Run, ticket: Ticket) -> None:
+    """The next prompt's group, each answer scored as it ended."""
     group = await run.rollouts.sample(run.prompts.next(), seed=sampling_seed(run.seed, ticket))
-    await run.window.deliver(ticket, await run.scorer.score(group))
+    await run.window.deliver(ticket, group)
 
 
 async def keep_learning(run: Run, sides: asyncio.TaskGroup) -> None:
-    """Take, learn, publish, release: once a step. The version after the last step is not evaluated here."""
-    while run.served < run.steps:
-        began = time.monotonic()
-        groups = await run.window.take(run.groups_per_step)
-        check_staleness(groups, run.served, run.max_staleness)
-        taken = time.monotonic()
-        report = await run.learner.step(groups)
-        learned = time.monotonic()
-        await publish(report.version, run.learner, run.rollouts)
-        run.served = report.version
-        published = time.monotonic()
-        await run.window.release(len(groups))  # only now: earlier, and a group could be one version too old
-        times = StepTimes(wait_s=taken - began, learn_s=learned - taken, publish_s=published - learned)
-        run.after_step(report, groups, times)
-        if run.checkpoint_every and report.version % run.checkpoint_every == 0:
+    """Take, learn, send: once a step. Versions are served one after another."""
+    version, serving = run.served, None
+    while version < run.steps:
+        step = await learn(run, version)
+        version = step.report.version
+        if serving is not None:
+            await serving
+        takeover = await run.publisher.send(version)
+        serving = sides.create_task(serve(run, sides, step, takeover), name=f"takeover of version {version}")
+        if run.checkpoint_every and version % run.checkpoint_every == 0:
+            await serving  # a step that is in a checkpoint is in the records of the run as well
             await run.learner.checkpoint()
-        if run.evaluate_every and report.version % run.evaluate_every == 0 and report.version < run.steps:
-            sides.create_task(run.evaluate(report.version), name=f"evaluation of version {report.version}")
+
+
+async def learn(run: Run, version: PolicyVersion) -> Learned:
+    """The step that follows *version*."""
+    began = time.monotonic()
+    groups = await run.window.take(run.groups_per_step)
+    check_staleness(groups, version, run.max_staleness)
+    taken = time.monotonic()
+    report = await run.learner.step(groups)
+    ended = time.monotonic()
+    return Learned(report=report, groups=groups, wait_s=taken - began, learn_s=ended - taken, ended=ended)
+
+
+async def serve(run: Run, sides: asyncio.TaskGroup, step: Learned, takeover: Coroutine[Any, Any, float]) -> None:
+    """The rollout workers take the version over, and the slots of its groups are free."""
+    pause_s = await takeover
+    run.served = step.report.version
+    publish_s = time.monotonic() - step.ended
+    await run.window.release(len(step.groups))  # only now: earlier, and a group could be one version too old
+    times = StepTimes(wait_s=step.wait_s, learn_s=step.learn_s, publish_s=publish_s, pause_s=pause_s)
+    await run.after_step(step.report, step.groups, times)
+    if run.evaluate_every and run.served % run.evaluate_every == 0 and run.served < run.steps:
+        sides.create_task(run.evaluate(run.served), name=f"evaluation of version {run.served}")
 
 
 def staleness(group: ScoredGroup, version: PolicyVersion) -> int:

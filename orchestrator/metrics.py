@@ -2,21 +2,31 @@
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TextIO
 
 import numpy as np
 
 from orchestrator.loop import StepTimes, staleness
+from reward_service.actor import ScoringLoad
 from tvr.answer import Answer
 from tvr.records import PolicyVersion, ScoredGroup, StepReport
 
 
 def step_row(
-    report: StepReport, groups: tuple[ScoredGroup, ...], times: StepTimes, step_s: float, elapsed_s: float
+    report: StepReport,
+    groups: tuple[ScoredGroup, ...],
+    times: StepTimes,
+    scoring: Sequence[ScoringLoad],
+    step_s: float,
+    elapsed_s: float,
 ) -> dict[str, float]:
-    """The row of one step. *step_s* is the time since the last step ended, *elapsed_s* since the first began."""
+    """The row of one step, when its version is served.
+
+    *step_s* is the time since the last one was, *elapsed_s* since the first step began, and *scoring* the load of each
+    reward worker in *step_s*.
+    """
     scores = [score for group in groups for score in group.scores]
     samples = [sample for group in groups for sample in group.group.samples]
     before = PolicyVersion(report.version - 1)
@@ -44,6 +54,9 @@ def step_row(
         "wait_s": times.wait_s,
         "learn_s": times.learn_s,
         "publish_s": times.publish_s,
+        "pause_s": times.pause_s,  # of the worker that paused longest
+        "scoring_full": max(load.full_s for load in scoring) / step_s,  # of the time, in the fullest worker
+        "scoring_wait_s": max(load.longest_wait_s for load in scoring),  # of a sample for a place
         "step_s": step_s,
         "elapsed_s": elapsed_s,
     }

@@ -14,8 +14,10 @@ from orchestrator.config import ConfigError, RunConfig
 from orchestrator.display import counting, live_note, metrics_table, step_line
 from orchestrator.evaluate import evaluate
 from orchestrator.metrics import MetricsFile
-from orchestrator.publish import publish
-from orchestrator.ray_roles import RayLearner, RayMetrics, RayRollouts, RayScorer
+from orchestrator.publish import make_publisher
+from orchestrator.ray_roles import RayLearner, RayMetrics, RayRollouts
+from orchestrator.ray_scoring import RayScorer
+from orchestrator.roles import Publisher
 from orchestrator.run_directory import RunDirectory, open_run_directory
 from tvr.dataset import PromptOrder, load
 from tvr.records import PolicyVersion, Prompt
@@ -34,6 +36,7 @@ class Session:
     rollouts: RayRollouts
     scorer: RayScorer
     learner: RayLearner
+    publisher: Publisher
     prompts: PromptOrder
     held_out: Sequence[Prompt]
 
@@ -97,13 +100,14 @@ async def started(config: RunConfig, out: Path, console: Console, resume: bool) 
             rollouts=rollouts,
             scorer=scorer,
             learner=learner,
+            publisher=make_publisher(learner, rollouts, config.rollout),
             prompts=prompts,
             held_out=load(data, "test")[: config.evaluation.max_samples],
         )
         if "before" not in directory.evaluations():
             await session.evaluate("before")
         if directory.version > 0:
-            await publish(directory.version, learner, rollouts)
+            await (await session.publisher.send(directory.version))
         yield session
     console.print(f"run directory: {out}", highlight=False, soft_wrap=True)
 

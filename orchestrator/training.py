@@ -8,7 +8,6 @@ from orchestrator.config import RunConfig
 from orchestrator.display import reward_table
 from orchestrator.loop import Run, StepTimes, train
 from orchestrator.metrics import imitation_row, read_rows, step_row
-from orchestrator.publish import publish
 from orchestrator.session import Recorder, started
 from orchestrator.window import Window
 from tvr.records import ScoredGroup, StepReport
@@ -20,13 +19,14 @@ async def run_training(config: RunConfig, out: Path, console: Console, resume: b
         version, size = session.directory.version, config.loop.groups_per_step
         with Recorder(session) as recorder:
 
-            def after_step(report: StepReport, groups: tuple[ScoredGroup, ...], times: StepTimes) -> None:
-                recorder.record(step_row(report, groups, times, *recorder.times()))
+            async def after_step(report: StepReport, groups: tuple[ScoredGroup, ...], times: StepTimes) -> None:
+                load = await session.scorer.load()
+                recorder.record(step_row(report, groups, times, load, *recorder.times()))
 
             run = Run(
                 rollouts=session.rollouts,
-                scorer=session.scorer,
                 learner=session.learner,
+                publisher=session.publisher,
                 prompts=session.prompts,
                 window=Window(
                     groups_per_step=size,
@@ -64,5 +64,5 @@ async def run_sft(config: RunConfig, out: Path, console: Console, resume: bool) 
                 if config.checkpoint.every_steps and version % config.checkpoint.every_steps == 0:
                     await learner.checkpoint()
         if version > session.directory.version:
-            await publish(version, learner, session.rollouts)
+            await (await session.publisher.send(version))
         await session.finish(version)

@@ -26,11 +26,17 @@ class RewardConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    workers: int = Field(default=1, ge=1, description="Scoring actors; more score more groups at the same time.")
+    workers: int = Field(default=1, ge=1, description="Scoring actors; more score more samples at the same time.")
+    concurrent_samples: int = Field(
+        default=16,
+        ge=1,
+        description="Samples a worker scores at once, on threads; larger hides rules that wait (for a judge, say), but "
+        "not rules that compute.",
+    )
     timeout_s: float = Field(
         default=60.0,
         gt=0,
-        description="Seconds a worker may take for one group; longer ends the run, and is never a score.",
+        description="Seconds until a sample must be scored; longer ends the run, and is never a score.",
     )
     rule: Annotated[str, AfterValidator(_check_rule)] = Field(
         default="star",

@@ -1,4 +1,4 @@
-"""A rollout worker: prompt in, version-stamped samples out.
+"""A rollout worker: prompt in, version-stamped samples out, each scored as soon as it ends.
 
 A plain class; the orchestrator makes a Ray actor of it, whose calls interleave on one event loop. Always: it samples
 only under a version that it has loaded completely. After an update that failed it refuses everything and must be
@@ -8,11 +8,14 @@ replaced.
 import asyncio
 import logging
 import time
+from collections.abc import Iterable
+from typing import Any, Protocol
 
-from rollout.config import RolloutConfig
+from rollout.config import OBJECT_STORE, RolloutConfig
 from rollout.engine import RolloutEngine, WorkerLost
 from rollout.shm import SharedFiles, remove_leftovers
-from tvr.records import PolicyVersion, Prompt, SampleGroup
+from tvr.manifest import Bucket, Manifest
+from tvr.records import Gold, PolicyVersion, Prompt, Sample, SampleGroup, Score, ScoredGroup
 
 logger = logging.getLogger(__name__)
 
@@ -30,25 +33,34 @@ class WeightUpdateError(WorkerLost):
         return f"rollout worker {self.worker_id} failed to load version {self.version} and is unusable: {self.cause}"
 
 
-class RolloutWorker:
-    """Serves the weights in the folder *model* as version 0 until it receives others."""
+class Scorer(Protocol):
+    """Where a worker has its samples scored."""
 
-    def __init__(self, config: RolloutConfig, model: str, worker_id: str) -> None:
+    async def score(self, gold: Gold, sample: Sample) -> Score:
+        """Raises ScoringFailure, and never makes a number of a failure."""
+        ...
+
+
+class RolloutWorker:
+    """Serves the weights in the folder *model* as version 0 until it receives others; *scorer* scores its samples.
+
+    Without a scorer it only answers.
+    """
+
+    def __init__(self, config: RolloutConfig, model: str, worker_id: str, scorer: Scorer | None = None) -> None:
         self.config = config
         self.model = model
         self.worker_id = worker_id
+        self._scorer = scorer
         self._engine: RolloutEngine | None = None
         self._files: SharedFiles | None = None
-        self._served = PolicyVersion(0)
+        self._manifest: Manifest | None = None
         self._updating = asyncio.Lock()
         self._open = asyncio.Event()
         self._open.set()
         self._failure: WeightUpdateError | None = None
-        self._answer_tokens = 0
-        self._groups = 0
-        self._in_flight: set[asyncio.Future[SampleGroup]] = set()
-        self._busy_s = 0.0
-        self._busy_since = 0.0
+        self._slots = asyncio.Semaphore(config.concurrent_prompts)
+        self._in_flight: set[asyncio.Future[Any]] = set()
 
     async def ready(self) -> str:
         """Start the engine, which takes seconds to minutes; returns the worker's id. Later calls return at once."""
@@ -58,53 +70,56 @@ class RolloutWorker:
                 logger.warning("removed from shared memory what a killed worker left: %s", name)
             self._files = SharedFiles(self.worker_id)
             self._engine = RolloutEngine(self.config, self.model, self._files.name)
-            await self._engine.label(self._served)
+            await self._engine.label(PolicyVersion(0))
+            if self.config.weight_transport == OBJECT_STORE:
+                await self._engine.prepare_updates({})
             logger.info("rollout worker %s is ready after %.1f s", self.worker_id, time.monotonic() - start)
         return self.worker_id
 
-    async def sample(self, prompt: Prompt, num_samples: int, seed: int, greedy: bool = False) -> SampleGroup:
-        """*num_samples* answers to *prompt*; the same seed under the same weights gives the same tokens.
+    async def join(self, init_info: dict[str, Any]) -> None:
+        """With NCCL, before the first update: meet the learner. *init_info* is that of vLLM's NCCL weight transfer."""
+        await self._usable_engine().prepare_updates(init_info)
+
+    async def answer(self, prompt: Prompt) -> Sample:
+        """One greedy answer. Raises what `sample` raises."""
+        (sample,), _ = await self._sample(prompt, 1, seed=0, greedy=True)
+        return sample
+
+    async def sample(self, prompt: Prompt, seed: int) -> ScoredGroup:
+        """G answers to *prompt*, each scored as it ends; the same seed under the same weights gives the same tokens.
 
         Raises WorkerLost (EngineDied or WeightUpdateError) if the worker is, or meanwhile becomes, unusable;
-        SamplingError if the engine gave up; ValueError for a prompt that cannot be asked.
+        SamplingError if the engine gave up; ValueError for a prompt that cannot be asked; ScoringFailure.
         """
-        await self._open.wait()
-        task = asyncio.ensure_future(self._usable_engine().sample(prompt, num_samples, seed, greedy))
-        if not self._in_flight:
-            self._busy_since = time.monotonic()
-        self._in_flight.add(task)
+        assert self._scorer is not None, f"rollout worker {self.worker_id} has no scorer"
+        samples, scoring = await self._sample(prompt, self.config.samples_per_prompt, seed, greedy=False)
         try:
-            group = await task
-        except asyncio.CancelledError:
-            if self._failure is not None:  # cancelled by `receive`, not by the caller
-                raise self._refusal() from None
+            scores = await asyncio.gather(*scoring)
+        except BaseException:
+            _cancel(scoring)
             raise
-        finally:
-            self._in_flight.remove(task)
-            if not self._in_flight:
-                self._busy_s += time.monotonic() - self._busy_since
-        self._groups += 1
-        self._answer_tokens += sum(len(sample.trace.token_ids) for sample in group.samples)
-        return group
+        return ScoredGroup(group=SampleGroup(prompt=prompt, samples=samples), scores=tuple(scores))
 
-    async def receive(self, version: PolicyVersion, *buckets: bytes) -> PolicyVersion:
-        """Load *version* and return the version now served.
+    async def receive(self, manifest: Manifest, *buckets: Bucket) -> float:
+        """Load the version of *manifest*, and return the seconds in which nothing could be sampled.
 
-        Each of *buckets* is what `safetensors.torch.save` makes of some tensors, named as in Hugging Face's
-        `named_parameters()`; together they hold every parameter once. Answers in flight go on under the new version,
-        and their spans tell, or are waited for (`inflight`). Raises ValueError, and changes nothing, if *version* is
-        not newer than the served one. Raises WeightUpdateError if loading failed, which makes the worker unusable.
+        *buckets* are what the manifest says, or none where they come by NCCL. Answers in flight go on under the new
+        version, and their spans tell, or are waited for (`inflight`). Raises ValueError, and changes nothing, if the
+        version is not newer than the served one, or if part of it has not come or is damaged (DamagedWeights). Raises
+        WeightUpdateError if loading failed, which makes the worker unusable.
         """
+        version = manifest.version
         async with self._updating:
             engine = self._usable_engine()
             assert self._files is not None
-            if version <= self._served:
-                raise ValueError(f"version {version} is not newer than {self._served}, which {self.worker_id} serves")
-            if not buckets:
-                raise ValueError(f"version {version} came without weights")
+            if version <= self.version:
+                raise ValueError(f"version {version} is not newer than {self.version}, which {self.worker_id} serves")
+            if self.config.weight_transport == OBJECT_STORE:
+                await asyncio.to_thread(manifest.check, buckets)
+            new_eyes = any("visual" in name for name in manifest.changed_since(self._manifest))
             await self._drain()
             try:
-                await engine.load_weights(version, buckets, self._files.path("weights"))
+                pause_s = await engine.load_weights(manifest, buckets, self._files.path("weights"), new_eyes)
             except BaseException as error:  # a cancelled update has left a mixture as well
                 self._failure = WeightUpdateError(self.worker_id, version, repr(error))
                 for task in self._in_flight:  # the engine stays paused, so they would never end
@@ -114,13 +129,13 @@ class RolloutWorker:
                 raise
             finally:
                 self._open.set()
-            self._served = version
-            return self._served
+            self._manifest = manifest
+            return pause_s
 
-    async def stats(self) -> dict[str, float]:
-        """Totals since the start: answer tokens, groups, and seconds with at least one group in flight."""
-        busy_s = self._busy_s + (time.monotonic() - self._busy_since if self._in_flight else 0.0)
-        return {"answer_tokens": float(self._answer_tokens), "groups": float(self._groups), "busy_s": busy_s}
+    @property
+    def version(self) -> PolicyVersion:
+        """The one that is served."""
+        return PolicyVersion(0) if self._manifest is None else self._manifest.version
 
     async def shutdown(self) -> None:
         """Stop the engine and remove what it kept in shared memory."""
@@ -130,6 +145,39 @@ class RolloutWorker:
         if self._files is not None:
             self._files.remove()
             self._files = None
+
+    async def _sample(
+        self, prompt: Prompt, num_samples: int, seed: int, greedy: bool
+    ) -> tuple[tuple[Sample, ...], list[asyncio.Task[Score]]]:
+        """The samples, and the scoring of each, if it is to be scored, which goes on."""
+        async with self._slots:
+            await self._open.wait()
+            task = asyncio.ensure_future(self._collect(prompt, num_samples, seed, greedy))
+            self._in_flight.add(task)
+            try:
+                return await task
+            except asyncio.CancelledError:
+                if self._failure is not None:  # cancelled by `receive`, not by the caller
+                    raise self._refusal() from None
+                raise
+            finally:
+                self._in_flight.remove(task)
+
+    async def _collect(
+        self, prompt: Prompt, num_samples: int, seed: int, greedy: bool
+    ) -> tuple[tuple[Sample, ...], list[asyncio.Task[Score]]]:
+        samples: dict[int, Sample] = {}
+        scoring: dict[int, asyncio.Task[Score]] = {}
+        try:
+            async for index, sample in self._usable_engine().sample(prompt, num_samples, seed, greedy):
+                samples[index] = sample
+                if not greedy and self._scorer is not None:
+                    scoring[index] = asyncio.create_task(self._scorer.score(prompt.gold, sample))
+        except BaseException:
+            _cancel(scoring.values())
+            raise
+        assert len(samples) == num_samples, prompt.id
+        return tuple(samples[index] for index in range(num_samples)), [scoring[index] for index in sorted(scoring)]
 
     async def _drain(self) -> None:
         """If configured, begin no answers from here on and wait for those in flight, however they end."""
@@ -153,3 +201,8 @@ class RolloutWorker:
         """A new exception each time: raising one object from several callers would mix their tracebacks."""
         assert self._failure is not None
         return WeightUpdateError(self._failure.worker_id, self._failure.version, self._failure.cause)
+
+
+def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()

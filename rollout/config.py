@@ -1,8 +1,11 @@
 """The `rollout` section of a run file. Importing it loads no engine."""
 
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Transport = Literal["object_store", "nccl"]
+OBJECT_STORE, NCCL = get_args(Transport)
 
 
 class RolloutConfig(BaseModel):
@@ -19,12 +22,19 @@ class RolloutConfig(BaseModel):
         8, ge=2, description="G, the answers to one prompt. Larger: better baselines, fewer prompts for the same time."
     )
     concurrent_prompts: int = Field(
-        16, ge=1, description="Groups in flight per worker. Larger fills the engine better and makes each group slower."
+        16,
+        ge=1,
+        description="Groups that a worker samples at once. Larger fills the engine and makes each group slower.",
     )
     inflight: Literal["keep", "drain"] = Field(
         "keep",
         description="Answers that are being sampled when a version comes: keep lets them go on under the new weights, "
         "each token stamped with its version; drain ends them first, so that no answer has two, and the engine idles.",
+    )
+    weight_transport: Transport = Field(
+        OBJECT_STORE,
+        description="How new weights come: object_store, on any machine, checked byte by byte and loaded while the "
+        "learner goes on; nccl, from GPU to GPU, while the learner waits.",
     )
     max_answer_tokens: int = Field(
         512, ge=1, description="An answer is cut off after so many tokens. Larger: longer reasoning, slower steps."

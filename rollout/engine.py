@@ -11,19 +11,22 @@ import io
 import itertools
 import logging
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from rollout.config import RolloutConfig
-from tvr.records import PolicyVersion, Prompt, Sample, SampleGroup, Trace, VersionSpan
+from rollout.config import NCCL, RolloutConfig
+from tvr.manifest import Bucket, Manifest, TensorInfo
+from tvr.records import PolicyVersion, Prompt, Sample, Trace, VersionSpan
 
 logger = logging.getLogger(__name__)
 
-WEIGHT_BACKEND = "star_r1_file"
 PICTURES_PER_PROMPT = 2
 # Preprocessed pictures that wait for the worker process. The file is sparse and a ring: it fills up, then is reused.
 PICTURE_CACHE_GIB = 1.0
@@ -54,7 +57,7 @@ class WorkerLost(Exception):
 
 
 class EngineDied(WorkerLost):
-    """vLLM's engine process ended. Its message is vLLM's."""
+    """vLLM's engine ended. Its message is vLLM's."""
 
 
 class RolloutEngine:
@@ -69,64 +72,96 @@ class RolloutEngine:
         self.config = config
         self._processor = AutoProcessor.from_pretrained(model)
         self._llm = _start_vllm(config, model, picture_cache_name)
+        self._is_in_process = on_cpu()
         self._request_ids = itertools.count()
 
     async def label(self, version: PolicyVersion) -> None:
-        """Prepare for weight updates and say which version the loaded weights are."""
-        from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
-
-        await self._llm.init_weight_transfer_engine(WeightTransferInitRequest())
+        """Say which version the loaded weights are."""
         await self._llm.update_weight_version(str(version))
 
-    async def sample(self, prompt: Prompt, num_samples: int, seed: int, greedy: bool) -> SampleGroup:
-        """*num_samples* answers to *prompt*, all siblings of one request. Cancelling the caller aborts the request.
+    async def prepare_updates(self, init_info: dict[str, Any]) -> None:
+        """Once, before the first update; *init_info* is the transport's, for NCCL where to meet."""
+        from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
 
-        Raises EngineDied, SamplingError, or ValueError for a prompt that cannot be asked.
+        await self._llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=init_info))
+
+    async def sample(
+        self, prompt: Prompt, num_samples: int, seed: int, greedy: bool
+    ) -> AsyncIterator[tuple[int, Sample]]:
+        """*num_samples* answers to *prompt*, siblings of one request: index and sample of each as soon as it ends.
+
+        Cancelling the caller aborts the request. Raises EngineDied, SamplingError, or ValueError for a prompt that
+        cannot be asked.
         """
         from vllm.v1.engine.exceptions import EngineDeadError
 
         params = self._sampling_params(prompt, num_samples, seed, greedy)
         (request,) = await self._llm.renderer.render_cmpl_async([build_request(prompt, self._processor)])
         request_id = f"{prompt.id}#{seed}#{next(self._request_ids)}"
+        prompt_token_ids: np.ndarray | None = None
+        begun: dict[int, Completion] = {}
         try:
-            (output,) = [final async for final in self._llm.generate(request, params, request_id)]
+            async for output in self._llm.generate(request, params, request_id):
+                if prompt_token_ids is None:
+                    prompt_token_ids = np.asarray(output.prompt_token_ids, dtype=np.int32)
+                for part in output.outputs:
+                    completion = begun.setdefault(part.index, Completion())
+                    completion.add(part)
+                    if part.finish_reason is not None:
+                        yield part.index, self._to_sample(prompt, seed, prompt_token_ids, part, completion)
         except EngineDeadError as error:
             raise EngineDied(str(error)) from error
-        assert len(output.outputs) == num_samples, prompt.id
-        prompt_token_ids = np.asarray(output.prompt_token_ids, dtype=np.int32)
-        completions = sorted(output.outputs, key=lambda completion: completion.index)
-        samples = (self._to_sample(prompt, seed, prompt_token_ids, completion) for completion in completions)
-        return SampleGroup(prompt=prompt, samples=tuple(samples))
 
-    async def load_weights(self, version: PolicyVersion, buckets: Sequence[bytes], file: Path) -> None:
-        """Serve *version*, whose parameters are in *buckets*, each the bytes of a safetensors file.
+    async def load_weights(self, manifest: Manifest, buckets: Sequence[Bucket], file: Path, new_eyes: bool) -> float:
+        """Serve the version of *manifest*; returns the seconds in which nothing was sampled.
 
-        *file* is overwritten and removed. Answers in flight freeze, then go on under the new version as if it had
-        sampled them from the start: their tokens stay, their keys and values are computed again. If this raises, the
-        engine stays paused and its weights are a mixture: it must not be used again.
+        *buckets* are those of the object store; there are none where the engine's own workers fetch them. *file* is
+        overwritten and removed. *new_eyes*: the vision tower has changed, so that pictures must be encoded again.
+        Answers in flight freeze, then go on under the new version as if it had sampled them from the start: their tokens stay,
+        their keys and values are computed again. If this raises, the engine stays paused and its weights are a mixture:
+        it must not be used again.
         """
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
-        # Not clear_cache=True: that also drops preprocessed pictures, which do not depend on weights and which requests
-        # still in the queue hold by address.
-        await self._llm.pause_generation(mode="keep", clear_cache=False)
+        # Not AsyncLLM's own pause: it also sleeps 20 ms. And not clear_cache=True: that drops preprocessed pictures as
+        # well, which do not depend on weights and which requests still in the queue hold by address.
+        await self._llm.engine_core.pause_scheduler_async(mode="keep", clear_cache=False)
+        began = time.monotonic()
         await self._llm.start_weight_update()
-        try:
-            for bucket in buckets:
-                await asyncio.to_thread(_write_new, file, bucket)
-                await self._llm.update_weights(WeightTransferUpdateRequest(update_info={"path": str(file)}))
-        finally:
-            await asyncio.to_thread(file.unlink, missing_ok=True)
+        async for update_info in self._update_infos(manifest, buckets, file):
+            await self._llm.update_weights(WeightTransferUpdateRequest(update_info=update_info))
         if not await self._llm.reset_prefix_cache(reset_running_requests=True):
             raise RuntimeError("the engine kept keys and values of the old weights")
-        await self._llm.reset_encoder_cache()
-        await self._llm.finish_weight_update(weight_version=str(version))
+        if new_eyes:
+            await self._llm.reset_encoder_cache()
+        await self._llm.finish_weight_update(weight_version=str(manifest.version))
         await self._llm.resume_generation()
+        return time.monotonic() - began
 
     def shutdown(self) -> None:
-        # On a CPU the engine's process does not end by itself: it is killed after this time, by default five seconds.
-        self._llm.shutdown(timeout=1.0 if on_cpu() else None)
+        self._llm.shutdown()
         del self._llm  # vLLM's own clean-up fails if it happens only when the interpreter ends
+
+    async def _update_infos(
+        self, manifest: Manifest, buckets: Sequence[Bucket], file: Path
+    ) -> AsyncIterator[dict[str, Any]]:
+        """What vLLM is told of each part of an update. On a GPU not yet run."""
+        if self.config.weight_transport == NCCL:
+            tensors = manifest.tensors
+            yield {
+                "names": [info.name for info in tensors],
+                "dtype_names": [info.dtype for info in tensors],
+                "shapes": [list(info.shape) for info in tensors],
+            }
+            return
+        expected = zip(manifest.buckets, buckets, strict=True)
+        if self._is_in_process:
+            for infos, bucket in expected:
+                yield {"tensors": [(info.name, info.dtype, info.shape) for info in infos], "arrays": bucket}
+            return
+        async with aclosing(_as_files(manifest, buckets, file)) as paths:
+            async for infos, path in paths:
+                yield {"tensors": [(info.name, info.dtype, list(info.shape)) for info in infos], "path": str(path)}
 
     def _sampling_params(self, prompt: Prompt, num_samples: int, seed: int, greedy: bool) -> Any:
         from vllm import SamplingParams
@@ -142,27 +177,44 @@ class RolloutEngine:
             logprobs=0,  # of the sampled token alone
             flat_logprobs=True,
             detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
+            # FINAL_ONLY would keep each answer until the last sibling ends. This tells of its first token and its end.
+            output_kind=RequestOutputKind.DELTA,
+            stream_interval=self.config.max_answer_tokens,
         )
 
-    def _to_sample(self, prompt: Prompt, seed: int, prompt_token_ids: np.ndarray, completion: Any) -> Sample:
-        if completion.finish_reason not in ("stop", "length"):
-            raise SamplingError(prompt.id, str(completion.finish_reason))
-        token_ids = list(completion.token_ids)
-        # One log-prob a token; otherwise the two lists could not be told to belong together.
-        assert completion.logprobs.token_ids == token_ids, prompt.id
+    def _to_sample(
+        self, prompt: Prompt, seed: int, prompt_token_ids: np.ndarray, last: Any, completion: "Completion"
+    ) -> Sample:
+        """*last* is the part of *completion* that ended it."""
+        if last.finish_reason not in ("stop", "length"):
+            raise SamplingError(prompt.id, str(last.finish_reason))
         trace = Trace(
             prompt_token_ids=prompt_token_ids,
-            token_ids=np.asarray(token_ids, dtype=np.int32),
-            logprobs=np.asarray(completion.logprobs.logprobs, dtype=np.float32),
+            token_ids=np.asarray(completion.token_ids, dtype=np.int32),
+            logprobs=np.asarray(completion.logprobs, dtype=np.float32),
             versions=tuple(
                 VersionSpan(version=PolicyVersion(int(span.version)), start=span.start, end=span.end)
-                for span in completion.weight_versions
+                for span in last.weight_versions
             ),
-            finish=completion.finish_reason,
+            finish=last.finish_reason,
         )
-        text = self._processor.tokenizer.decode(token_ids, skip_special_tokens=True)
-        return Sample(id=f"{prompt.id}#{seed}.{completion.index}", trace=trace, text=text)
+        text = self._processor.tokenizer.decode(completion.token_ids, skip_special_tokens=True)
+        return Sample(id=f"{prompt.id}#{seed}.{last.index}", trace=trace, text=text)
+
+
+@dataclass(slots=True)
+class Completion:
+    """Tokens of one answer and their log-probs, as far as they have come."""
+
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+
+    def add(self, part: Any) -> None:
+        """*part* is vLLM's CompletionOutput, with the tokens since the last one."""
+        # One log-prob a token; otherwise the two lists could not be told to belong together.
+        assert list(part.logprobs.token_ids) == list(part.token_ids)
+        self.token_ids.extend(part.token_ids)
+        self.logprobs.extend(part.logprobs.logprobs)
 
 
 def build_request(prompt: Prompt, processor: Any) -> dict[str, Any]:
@@ -179,8 +231,8 @@ def build_request(prompt: Prompt, processor: Any) -> dict[str, Any]:
             "check its messages and the model's chat template"
         )
     pictures = [
-        _decode(prompt.id, "initial", prompt.pair.initial),
-        _decode(prompt.id, "final", prompt.pair.final),
+        _decode(prompt.id, "initial", prompt.pictures.initial),
+        _decode(prompt.id, "final", prompt.pictures.final),
     ]
     return {"prompt_token_ids": token_ids, "multi_modal_data": {"image": pictures}}
 
@@ -192,10 +244,34 @@ def engine_seed(prompt_id: str, seed: int) -> int:
     return int.from_bytes(digest, "big") >> 2
 
 
-def _write_new(file: Path, content: bytes) -> None:
-    """A new file under the old name: tensors of the one before may still be mapped."""
-    file.unlink(missing_ok=True)
-    file.write_bytes(content)
+async def _as_files(
+    manifest: Manifest, buckets: Sequence[Bucket], file: Path
+) -> AsyncGenerator[tuple[tuple[TensorInfo, ...], Path]]:
+    """Each bucket as a file that is there until the next is asked for, and is written while the one before is read."""
+    paths = [file.with_suffix(f".{number}") for number in range(len(buckets))]
+
+    def write(number: int) -> asyncio.Task[None]:
+        content = [buckets[number][info.name] for info in manifest.buckets[number]]
+        return asyncio.create_task(asyncio.to_thread(_write, paths[number], content))
+
+    writing = write(0)
+    try:
+        for number, infos in enumerate(manifest.buckets):
+            await writing
+            if number + 1 < len(paths):
+                writing = write(number + 1)
+            yield infos, paths[number]
+            paths[number].unlink()  # the engine may still map it
+    finally:
+        await asyncio.wait([writing])
+        for path in paths:
+            path.unlink(missing_ok=True)
+
+
+def _write(path: Path, arrays: Sequence[np.ndarray]) -> None:
+    with path.open("wb") as file:
+        for array in arrays:
+            file.write(array.data)
 
 
 def _decode(prompt_id: str, which: str, encoded: bytes) -> Image.Image:
@@ -257,7 +333,7 @@ def engine_arguments(config: RolloutConfig, model: str) -> dict[str, Any]:
         "mm_processor_cache_type": "shm",
         "mm_processor_cache_gb": PICTURE_CACHE_GIB,
         "worker_extension_cls": "rollout.weights.WorkerExtension",
-        "weight_transfer_config": {"backend": WEIGHT_BACKEND},
+        "weight_transfer_config": {"backend": config.weight_transport},
         "disable_log_stats": True,
         **on_device,
     }

@@ -37,7 +37,7 @@ class _Client(AsyncMPClient):
         self.vllm_config = vllm_config
         self.engine_ranks_managed = [0]
         self.resources = SimpleNamespace(engine_dead=False)
-        self.outputs_queue = asyncio.Queue()
+        self.outputs_queue: asyncio.Queue[Any] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
         self._work: queue.SimpleQueue[Callable[[EngineCore], bool]] = queue.SimpleQueue()
         self._core = EngineCore(vllm_config, executor_class, log_stats)

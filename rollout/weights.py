@@ -1,17 +1,19 @@
-"""How an engine's worker process takes new weights: vLLM's weight-transfer interface, fed from safetensors files.
+"""How an engine's workers take new weights from the object store: a backend of vLLM's weight-transfer interface.
 
-vLLM imports this module in the worker before it builds the model (`worker_extension_cls`), which registers the backend
-under `star_r1_file`; nothing else imports it. Names are those of Hugging Face's `named_parameters()`. An update is one
-`start_weight_update`, any number of files, one `finish_weight_update`; between the first and the last the model cannot
-compute, so generation must be paused.
+vLLM imports this module in the worker before it builds the model (`worker_extension_cls`), which registers the backend;
+nothing else imports it. Names are those of Hugging Face's `named_parameters()`. An update is one `start_weight_update`,
+any number of buckets, one `finish_weight_update`; between the first and the last the model cannot compute, and the
+engine must be paused.
 """
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors import safe_open
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
@@ -22,26 +24,32 @@ from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmb
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.platforms import current_platform
 
-from rollout.engine import WEIGHT_BACKEND
+from rollout.config import OBJECT_STORE
 
 
 @dataclass
 class NoInitInfo(WeightTransferInitInfo):
-    """Files need no introduction."""
+    """The object store needs no introduction."""
 
 
 @dataclass
-class FileUpdateInfo(WeightTransferUpdateInfo):
-    """One safetensors file that every worker of the engine can read."""
+class BucketUpdateInfo(WeightTransferUpdateInfo):
+    """One bucket: name, dtype and shape of its *tensors*, and their bytes, by name or one after another in a file.
 
-    path: str
+    A worker in the same process is given the *arrays* as they lie in the object store, one in a process of its own the
+    *path* of a file that it can read.
+    """
+
+    tensors: Sequence[tuple[str, str, Sequence[int]]]
+    arrays: Mapping[str, np.ndarray] | None = None
+    path: str | None = None
 
 
-class FileWeightTransfer(WeightTransferEngine):
-    """Loads each file layer by layer; an update that leaves a parameter out fails."""
+class ObjectStoreTransfer(WeightTransferEngine):
+    """Loads each bucket layer by layer; an update that leaves a parameter out fails."""
 
     init_info_cls = NoInitInfo
-    update_info_cls = FileUpdateInfo
+    update_info_cls = BucketUpdateInfo
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -56,8 +64,8 @@ class FileWeightTransfer(WeightTransferEngine):
             self._missing = {name for name, _ in self.model.named_parameters()}
         initialize_layerwise_reload(self.model)
 
-    def receive_weights(self, update_info: FileUpdateInfo) -> None:
-        loaded = self.model.load_weights(_read(update_info.path))
+    def receive_weights(self, update_info: BucketUpdateInfo) -> None:
+        loaded = self.model.load_weights(read_bucket(update_info))
         # A model that does not tell what it loaded cannot be checked.
         self._missing -= self._missing if loaded is None else loaded
 
@@ -87,10 +95,21 @@ def repack_embeddings(model: torch.nn.Module) -> None:
             module.quant_method.process_weights_after_loading(module)
 
 
-def _read(path: str) -> Iterator[tuple[str, torch.Tensor]]:
-    with safe_open(path, framework="pt") as tensors:
-        for name in tensors.keys():  # noqa: SIM118 (not a dict)
-            yield name, tensors.get_tensor(name)
+def read_bucket(bucket: BucketUpdateInfo) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors, which are views: read only, and not longer than the bucket lives."""
+    file = None if bucket.path is None else np.memmap(bucket.path, mode="r")
+    at = 0
+    for name, dtype_name, shape in bucket.tensors:
+        dtype = getattr(torch, dtype_name)
+        if file is not None:
+            size = prod(shape) * dtype.itemsize
+            content, at = file[at : at + size], at + size
+        else:
+            assert bucket.arrays is not None, "a bucket has arrays or a path"
+            content = bucket.arrays[name]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            yield name, torch.from_numpy(content).view(dtype).reshape(tuple(shape))
 
 
-WeightTransferEngineFactory.register_engine(WEIGHT_BACKEND, FileWeightTransfer)
+WeightTransferEngineFactory.register_engine(OBJECT_STORE, ObjectStoreTransfer)

@@ -2,7 +2,7 @@
 server, which answers as the test says."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -50,13 +50,15 @@ def make_group(prompt: Prompt, version: int, num_samples: int = 2, reply: str = 
     return SampleGroup(prompt=prompt, samples=samples)
 
 
+def make_score(reward: float) -> Score:
+    answer = parse(TRUE_REPLY)
+    assert isinstance(answer, Answer)
+    return Score(total=reward, parts={"all": reward}, answer=answer)
+
+
 def make_scored(group: SampleGroup, rewards: Sequence[float]) -> ScoredGroup:
-    scores = []
-    for sample, reward in zip(group.samples, rewards, strict=True):
-        answer = parse(sample.text)
-        assert isinstance(answer, Answer)
-        scores.append(Score(total=reward, parts={"all": reward}, answer=answer))
-    return ScoredGroup(group=group, scores=tuple(scores))
+    assert len(group.samples) == len(rewards)
+    return ScoredGroup(group=group, scores=tuple(map(make_score, rewards)))
 
 
 class FakePrompts:
@@ -71,7 +73,10 @@ class FakePrompts:
 
 
 class FakeRollouts:
-    """Stamps groups with the version served when sampling began; `hold` closes the gate that every sample passes."""
+    """Stamps groups with the version served when sampling began, and pays 1 to the first sample, 0 to the others.
+
+    Every group passes *gate*, every version *publish_gate*.
+    """
 
     def __init__(self, events: list[str], version: int = 0) -> None:
         self.events = events
@@ -82,28 +87,34 @@ class FakeRollouts:
         self.publish_gate = asyncio.Event()
         self.publish_gate.set()
 
-    async def sample(self, prompt: Prompt, *, seed: int) -> SampleGroup:
+    async def sample(self, prompt: Prompt, *, seed: int) -> ScoredGroup:
         began_under = self.version
         self.events.append(f"sample {prompt.id.split('/')[0]} under {began_under}")
         self.seeds.append(seed)
         await self.gate.wait()
-        return make_group(prompt, began_under)
+        group = make_group(prompt, began_under)
+        return make_scored(group, [1.0] + [0.0] * (len(group.samples) - 1))
 
-    async def answer(self, prompt: Prompt) -> SampleGroup:
-        return make_group(prompt, self.version, num_samples=1)
+    async def answer(self, prompt: Prompt) -> Sample:
+        return make_group(prompt, self.version, num_samples=1).samples[0]
 
-    async def receive(self, version: PolicyVersion, weights: object) -> None:
+    async def receive(self, version: PolicyVersion) -> float:
         self.events.append(f"publish {version} begins")
         await self.publish_gate.wait()
         self.version = version
         self.events.append(f"publish {version} done")
+        return 0.0
 
 
-class FakeScorer:
-    """Pays 1 to the first sample and 0 to the others."""
+class FakePublisher:
+    """Straight to the fake rollouts."""
 
-    async def score(self, group: SampleGroup) -> ScoredGroup:
-        return make_scored(group, [1.0] + [0.0] * (len(group.samples) - 1))
+    def __init__(self, rollouts: FakeRollouts) -> None:
+        self.rollouts = rollouts
+
+    async def send(self, version: PolicyVersion) -> Coroutine[Any, Any, float]:
+        self.rollouts.events.append(f"send {version}")
+        return self.rollouts.receive(version)
 
 
 class FakeLearner:
@@ -125,12 +136,6 @@ class FakeLearner:
 
     async def checkpoint(self) -> None:
         self.events.append(f"checkpoint {self.version}")
-
-    async def export(self) -> object:
-        return f"weights of {self.version}"
-
-    async def save(self, folder: str) -> None:
-        self.events.append(f"save {folder}")
 
 
 class FakeChatServer:

@@ -6,34 +6,45 @@ from pathlib import Path
 
 import numpy as np
 
-from orchestrator.cluster import start_roles
+from orchestrator.cluster import place_rollout_worker, start_roles
 from orchestrator.config import RunConfig
-from orchestrator.publish import publish
+from orchestrator.publish import make_publisher
+from orchestrator.ray_roles import RayLearner, RayRollouts
 from tvr.records import Prompt
 
 
-async def gaps_around_a_publish(config: RunConfig, prompts: Sequence[Prompt], out: Path) -> list[float]:
-    """Largest absolute difference (nats) at version 0 and, after one learner step and its publish, at version 1.
+async def gaps_around_a_publish(
+    config: RunConfig, prompts: Sequence[Prompt], out: Path, add_worker: bool = False
+) -> list[float]:
+    """Largest absolute difference (nats) at version 0 and, after one learner step and its publish, at version 1; with
+    *add_worker* also of a worker that was added only then.
 
     *out* is for the learner. Call it inside `orchestrator.cluster.connected`.
     """
     rollouts, scorer, learner = await start_roles(config, out)
-    gaps = []
-    for version in (0, 1):
-        groups = await asyncio.gather(*(rollouts.sample(prompt, seed=version) for prompt in prompts))
-        assert {group.oldest_version for group in groups} == {version}
-        learned = (await learner.logprobs(tuple(groups)))[0]
-        gaps.append(
-            max(
-                float(np.abs(ours - sample.trace.logprobs).max())
-                for group, rows in zip(groups, learned, strict=True)
-                for sample, ours in zip(group.samples, rows, strict=True)
-            )
-        )
-        if version == 0:
-            report = await learner.step(tuple([await scorer.score(group) for group in groups]))
-            assert report.version == 1
-            assert report.grad_norm > 0
-            await publish(report.version, learner, rollouts)
+    publisher = make_publisher(learner, rollouts, config.rollout)
+    gaps = [await gap(rollouts, learner, prompts, version=0)]
+    scored = await asyncio.gather(*(rollouts.sample(prompt, seed=0) for prompt in prompts))
+    report = await learner.step(tuple(scored))
+    assert report.version == 1
+    assert report.grad_norm > 0
+    await (await publisher.send(report.version))
+    gaps.append(await gap(rollouts, learner, prompts, version=1))
+    if add_worker:
+        added = place_rollout_worker(config, scorer, index=1)
+        await rollouts.add(added, config.start_timeout_s)
+        alone = RayRollouts([added], config.rollout)
+        gaps.append(await gap(alone, learner, prompts, version=1))
     await rollouts.stop()
     return gaps
+
+
+async def gap(rollouts: RayRollouts, learner: RayLearner, prompts: Sequence[Prompt], version: int) -> float:
+    groups = [scored.group for scored in await asyncio.gather(*(rollouts.sample(prompt, seed=1) for prompt in prompts))]
+    assert {group.oldest_version for group in groups} == {version}
+    learned = (await learner.logprobs(tuple(groups)))[0]
+    return max(
+        float(np.abs(ours - sample.trace.logprobs).max())
+        for group, rows in zip(groups, learned, strict=True)
+        for sample, ours in zip(group.samples, rows, strict=True)
+    )

@@ -18,10 +18,10 @@ MAY_IMPORT = {
     "orchestrator": set(PACKAGES),
 }
 ONLY_IMPORTERS = {
-    "ray": {"orchestrator/cluster.py", "orchestrator/ray_roles.py"},
+    "ray": {"orchestrator/cluster.py", "orchestrator/ray_pictures.py", "orchestrator/ray_roles.py"},
     "deepspeed": {"learner/engine.py", "learner/zero_state.py"},
     "peft": {"learner/policy.py"},
-    "vllm": {"rollout/engine.py", "rollout/weights.py"},
+    "vllm": {"rollout/engine.py", "rollout/inprocess.py", "rollout/weights.py", "learner/nccl.py"},
 }
 NEVER_IN = {"tvr": {"torch", "ray"}}
 

@@ -31,6 +31,14 @@ class ImagePair:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class StoredPair:
+    """Stands for an ImagePair that is kept elsewhere, one copy a node; *reference* is the store's."""
+
+    view: str
+    reference: Any
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Gold:
     """What a scorer needs to know and the policy must not: the initial scene and the true changes.
 
@@ -58,9 +66,16 @@ class Prompt:
     """
 
     id: str
-    pair: ImagePair
+    pair: ImagePair | StoredPair
     messages: tuple[dict[str, Any], ...]
     gold: Gold
+
+    @property
+    def pictures(self) -> ImagePair:
+        """The pair itself. Raises ValueError where the prompt came without it."""
+        if isinstance(self.pair, StoredPair):
+            raise ValueError(f"prompt {self.id} came without its pictures")
+        return self.pair
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,7 +16,6 @@ from typing import Any
 
 os.environ["DS_ACCELERATOR"] = "cpu"
 
-import safetensors.torch
 import torch
 
 from learner.actor import LearnerRank
@@ -58,7 +57,8 @@ def run_job(job: dict[str, Any], model: str, folder: Path, rank: int, world_size
     learner.finish_checkpoint()
     result["logprobs"].append(learner.logprobs(groups))
     result["version"] = learner.version()
-    result["buckets"] = [learner.weight_bucket(index) for index in range(learner.weight_bucket_count(BUCKET_BYTES))]
+    buckets = [learner.weight_bucket(index) for index in range(learner.weight_bucket_count(BUCKET_BYTES))]
+    result["buckets"] = [(infos, dict(arrays)) for infos, arrays in buckets]
     if "save" in job:
         learner.save_model(job["save"])
     return result
@@ -67,7 +67,11 @@ def run_job(job: dict[str, Any], model: str, folder: Path, rank: int, world_size
 def read_parameters(learner: LearnerRank) -> dict[str, torch.Tensor]:
     """Through the weight buckets, as a rollout worker would get them; rank 0 only."""
     buckets = [learner.weight_bucket(index) for index in range(learner.weight_bucket_count(BUCKET_BYTES))]
-    return {name: tensor for data in buckets if data for name, tensor in safetensors.torch.load(data).items()}
+    return {
+        info.name: torch.from_numpy(arrays[info.name]).view(getattr(torch, info.dtype)).reshape(info.shape).clone()
+        for infos, arrays in buckets
+        for info in infos
+    }
 
 
 def read_first_gradient(learner: LearnerRank, config: LearnerConfig) -> dict[str, torch.Tensor]:

@@ -7,8 +7,8 @@ import pytest
 
 from orchestrator.loop import Run, StaleGroup, check_staleness, sampling_seed, train
 from orchestrator.window import Window
-from tests.fakes import FakeLearner, FakePrompts, FakeRollouts, FakeScorer, make_group, make_prompt, make_scored
-from tvr.records import PolicyVersion, ScoringFailure
+from tests.fakes import FakeLearner, FakePrompts, FakePublisher, FakeRollouts, make_group, make_prompt, make_scored
+from tvr.records import PolicyVersion, ScoringFailure, StepReport
 
 
 @dataclass(kw_only=True)
@@ -33,10 +33,14 @@ def make_run(
         await run.evaluation_gate.wait()
         events.append(f"evaluation of {version} done")
 
+    async def after_step(report: StepReport, groups: object, times: object) -> None:
+        events.append(f"after {report.version}")
+
+    rollouts = FakeRollouts(events, served)
     run = GatedRun(
-        rollouts=FakeRollouts(events, served),
-        scorer=FakeScorer(),
+        rollouts=rollouts,
         learner=FakeLearner(events, served),
+        publisher=FakePublisher(rollouts),
         prompts=FakePrompts(given=served * groups_per_step),
         window=Window(
             groups_per_step=groups_per_step,
@@ -50,7 +54,7 @@ def make_run(
         seed=0,
         checkpoint_every=checkpoint_every,
         evaluate_every=evaluate_every,
-        after_step=lambda report, groups, times: events.append(f"after {report.version}"),
+        after_step=after_step,
         evaluate=evaluate,
         served=PolicyVersion(served),
     )
@@ -80,6 +84,7 @@ async def test_without_staleness_every_group_is_sampled_by_the_newest_policy():
         for version in range(3)
         for event in (
             f"learn {version} begins",
+            f"send {version + 1}",
             f"publish {version + 1} begins",
             f"publish {version + 1} done",
             f"after {version + 1}",
@@ -111,6 +116,33 @@ async def test_no_slot_is_free_before_the_version_is_served():
     run.rollouts.publish_gate.set()
     await training
     assert "sample 2 under 1" in events
+
+
+async def test_the_learner_makes_its_next_step_while_a_version_is_being_served():
+    events: list[str] = []
+    run = make_run(events, steps=3, max_staleness=1)
+    run.rollouts.publish_gate.clear()
+    training = asyncio.create_task(train(run))
+    await until(events, "learn 1 begins")
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert "publish 1 done" not in events
+    assert "send 2" not in events  # versions are served one after another
+    assert "sample 4 under 0" not in events  # and no slot is free before
+    run.rollouts.publish_gate.set()
+    await training
+    assert events.index("publish 1 done") < events.index("send 2") < events.index("publish 2 done")
+
+
+async def test_a_version_that_cannot_be_served_ends_the_run():
+    async def receive(version: PolicyVersion) -> float:
+        raise OSError("no space left")
+
+    run = make_run([], steps=3, max_staleness=1)
+    run.rollouts.receive = receive
+    with pytest.raises(ExceptionGroup) as failure:
+        await finish(run)
+    assert failure.value.subgroup(OSError) is not None
 
 
 @pytest.mark.parametrize("max_staleness", [0, 1])
@@ -176,12 +208,11 @@ async def test_a_checkpoint_that_fails_ends_the_run():
 
 
 async def test_a_scoring_failure_ends_the_run():
-    class FailingScorer:
-        async def score(self, group):
-            raise ScoringFailure(group.samples[0].id, "the rule raised")
+    async def sample(prompt, *, seed):
+        raise ScoringFailure(f"{prompt.id}#{seed}.0", "the rule raised")
 
     run = make_run([], steps=2, max_staleness=1)
-    run.scorer = FailingScorer()
+    run.rollouts.sample = sample
     with pytest.raises(ExceptionGroup) as failure:
         await train(run)
     assert failure.value.subgroup(ScoringFailure) is not None

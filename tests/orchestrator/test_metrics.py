@@ -6,25 +6,29 @@ from rich.console import Console
 from orchestrator.display import metrics_table, reward_table, step_line
 from orchestrator.loop import StepTimes
 from orchestrator.metrics import MetricsFile, imitation_row, read_rows, step_row
+from reward_service.actor import ScoringLoad
 from tests.fakes import GOLD, make_group, make_prompt, make_scored
 from tvr.answer import parse
 from tvr.metrics import judge, summarise
 from tvr.records import PolicyVersion, StepReport
 
 REPORT = StepReport(version=PolicyVersion(3), loss=0.5, grad_norm=2.0, tokens=12, stats={"ratio": 1.0})
-TIMES = StepTimes(wait_s=1.0, learn_s=2.0, publish_s=0.5)
+TIMES = StepTimes(wait_s=1.0, learn_s=2.0, publish_s=0.5, pause_s=0.25)
+SCORING = (ScoringLoad(full_s=1.0, longest_wait_s=0.75), ScoringLoad(full_s=3.0, longest_wait_s=0.5))
 
 
 def test_a_row_by_hand(tmp_path):
     # Learned at version 2: the first group, of version 2, is 0 old; the second, of version 1, is 1 old.
     fresh = make_scored(make_group(make_prompt("0/basic/center"), version=2, num_samples=3), [6.0, 0.0, 0.0])
     stale = make_scored(make_group(make_prompt("1/basic/center"), version=1, num_samples=3), [1.0, 1.0, 1.0])
-    row = step_row(REPORT, (fresh, stale), TIMES, step_s=4.0, elapsed_s=20.0)
+    row = step_row(REPORT, (fresh, stale), TIMES, SCORING, step_s=4.0, elapsed_s=20.0)
     assert row["reward"] == pytest.approx((6 + 0 + 0 + 1 + 1 + 1) / 6)
     assert row["reward/all"] == row["reward"]
     assert (row["staleness"], row["staleness_max"]) == (0.5, 1.0)
     assert row["with_signal"] == 0.5  # the second group's rewards are equal
     assert row["reward_std"] == pytest.approx((8**0.5 + 0) / 2)  # 6, 0, 0: variance (16 + 4 + 4) / 3 = 8
+    assert row["scoring_full"] == 3.0 / 4.0  # of the fullest worker
+    assert row["scoring_wait_s"] == 0.75  # of all workers
     assert row["answer_tokens"] == 12.0  # 6 samples of 2 tokens
     assert (row["tokens_per_s"], row["samples_per_s"]) == (3.0, 1.5)
     assert (row["well_formed"], row["cut_off"], row["ratio"]) == (1.0, 0.0, 1.0)

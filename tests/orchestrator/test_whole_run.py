@@ -64,9 +64,11 @@ def test_a_run_of_three_steps_on_two_ranks(data, tmp_path):
     assert "holds a run already" in again.stderr
 
 
-def test_learner_and_engine_agree_on_every_token_before_and_after_a_publish(data, tmp_path):
-    config = load_run_config(TINY, [*SMALL, f"data.path={data}", "loop.steps=1", "learner.learning_rate=1e-3"])
+def test_learner_and_engine_agree_on_every_token_before_and_after_a_publish_and_in_a_worker_added_then(data, tmp_path):
+    settings = [*SMALL, f"data.path={data}", "loop.steps=1", "learner.learning_rate=1e-3"]
+    config = load_run_config(TINY, settings)
     prompts = load(data, "train")[:4]
-    with connected(config):
-        gaps = asyncio.run(gaps_around_a_publish(config, prompts, tmp_path))
+    with connected(load_run_config(TINY, [*settings, "rollout.workers=2"])):  # room for the one that is added
+        gaps = asyncio.run(gaps_around_a_publish(config, prompts, tmp_path, add_worker=True))
+    assert len(gaps) == 3
     assert max(gaps) < 1e-4, gaps

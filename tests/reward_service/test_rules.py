@@ -1,15 +1,16 @@
 """Reward rules, against numbers worked out by hand, and the worker that applies them."""
 
-import numpy as np
+import asyncio
+import threading
+
 import pytest
 from pydantic import ValidationError
 
-from reward_service.actor import RewardWorker
+from reward_service.actor import Reply, RewardWorker
 from reward_service.config import RewardConfig
 from reward_service.rules import load_rule, score
 from tvr.answer import Answer, Malformed, parse
-from tvr.prompt import build_messages
-from tvr.records import Gold, ImagePair, PolicyVersion, Prompt, Sample, SampleGroup, ScoringFailure, Trace, VersionSpan
+from tvr.records import Gold, Score, ScoringFailure
 from tvr.scene import SceneObject
 
 SCENE = (
@@ -159,33 +160,18 @@ def nameless(text: str, gold: Gold) -> float:
 HERE = "tests.reward_service.test_rules"
 
 
-def group(*texts: str) -> SampleGroup:
-    trace = Trace(
-        prompt_token_ids=np.zeros(1, np.int32),
-        token_ids=np.zeros(1, np.int32),
-        logprobs=np.zeros(1, np.float32),
-        versions=(VersionSpan(version=PolicyVersion(0), start=0, end=1),),
-        finish="stop",
-    )
-    prompt = Prompt(
-        id="1/event/center",
-        pair=ImagePair(initial=b"a", final=b"b", view="center"),
-        messages=build_messages(SCENE),
-        gold=TRUE,
-    )
-    return SampleGroup(
-        prompt=prompt, samples=tuple(Sample(id=f"1/{at}", trace=trace, text=text) for at, text in enumerate(texts))
-    )
+def replies(*texts: str) -> list[Reply]:
+    return [Reply(sample_id=f"1/{at}", text=text, gold=TRUE) for at, text in enumerate(texts)]
 
 
-def test_a_worker_scores_a_group_in_order():
-    scores = RewardWorker(RewardConfig()).score(group("no tags", reply("0.color.gray, 1.size.large")))
+async def test_a_worker_scores_replies_in_order():
+    scores = await RewardWorker(RewardConfig()).score(replies("no tags", reply("0.color.gray, 1.size.large")))
     assert [item.total for item in scores] == [-2.0, 11.0]
     assert [type(item.answer) for item in scores] == [Malformed, Answer]
 
 
-def test_a_users_rule_is_found_by_its_import_path():
-    scores = RewardWorker(RewardConfig(rule=f"{HERE}:brevity")).score(group("short", "a longer reply"))
+async def test_a_users_rule_is_found_by_its_import_path():
+    scores = await RewardWorker(RewardConfig(rule=f"{HERE}:brevity")).score(replies("short", "a longer reply"))
     assert [item.total for item in scores] == [1.0, -0.5]
 
 
@@ -197,12 +183,46 @@ def test_a_users_rule_is_found_by_its_import_path():
         ("nameless", ("ok",), "1/0", "dict of named terms"),
     ],
 )
-def test_a_rule_that_fails_is_a_failure_with_its_cause_and_no_reward(rule, texts, failed, cause):
-    with pytest.raises(ScoringFailure) as caught:
-        RewardWorker(RewardConfig(rule=f"{HERE}:{rule}")).score(group(*texts))
-    assert caught.value.sample_id == failed
-    assert cause in caught.value.cause
-    assert "Traceback" in caught.value.cause
+async def test_a_rule_that_fails_is_a_failure_with_its_cause_and_no_reward(rule, texts, failed, cause):
+    *others, last = await RewardWorker(RewardConfig(rule=f"{HERE}:{rule}")).score(replies(*texts))
+    assert all(isinstance(other, Score) for other in others)  # a sample's failure is its own
+    assert isinstance(last, ScoringFailure)
+    assert last.sample_id == failed
+    assert cause in last.cause
+    assert "Traceback" in last.cause
+
+
+GATE = threading.Event()
+
+
+def patient(reply: str, truth: Gold) -> dict[str, float]:
+    assert GATE.wait(60)
+    return {"patience": 1.0}
+
+
+async def settle() -> None:
+    """Let every task go as far as it can."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def test_a_full_pool_says_so_and_one_with_room_does_not():
+    GATE.clear()
+    worker = RewardWorker(RewardConfig(rule=f"{HERE}:patient", concurrent_samples=2))
+    two = asyncio.create_task(worker.score(replies("a", "b")))
+    await settle()
+    roomy = await worker.load()
+    third = asyncio.create_task(worker.score(replies("c")))
+    await settle()
+    full = await worker.load()
+    GATE.set()
+    await asyncio.gather(two, third)
+    rest, after = await worker.load(), await worker.load()
+    assert (roomy.full_s, roomy.longest_wait_s) == (0, 0)
+    assert full.full_s > 0
+    assert full.longest_wait_s > 0
+    assert rest.longest_wait_s > full.longest_wait_s  # of the same sample, which waited on
+    assert (after.full_s, after.longest_wait_s) == (0, 0)
 
 
 @pytest.mark.parametrize("rule", ["no_such_module:rule", f"{HERE}:no_such_function"])

@@ -1,40 +1,74 @@
 """The worker's rules, with an engine that does what the test says."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pytest
 
-from rollout.actor import RolloutWorker, WeightUpdateError
+from rollout.actor import RolloutWorker, Scorer, WeightUpdateError
 from rollout.config import RolloutConfig
 from rollout.shm import SharedFiles
-from tests.fakes import make_group
-from tvr.records import PolicyVersion, Prompt, SampleGroup
+from tests.fakes import make_group, make_score
+from tvr.manifest import Bucket, DamagedWeights, Manifest, TensorInfo, checksum
+from tvr.records import Gold, PolicyVersion, Prompt, Sample, Score, ScoringFailure
 
 
 class GatedEngine:
-    """Sampling ends when *answers* opens, loading when *gate* does."""
+    """The last sample of a group ends when *answers* opens, loading when *gate* does."""
 
     def __init__(self) -> None:
         self.gate = asyncio.Event()
         self.answers = asyncio.Event()
         self.loading = asyncio.Event()
         self.begun: list[str] = []
+        self.new_eyes: list[bool] = []
 
-    async def sample(self, prompt: Prompt, num_samples: int, seed: int, greedy: bool) -> SampleGroup:
+    async def sample(
+        self, prompt: Prompt, num_samples: int, seed: int, greedy: bool
+    ) -> AsyncIterator[tuple[int, Sample]]:
         self.begun.append(prompt.id)
-        await self.answers.wait()
-        return make_group(prompt, version=0)
+        for index, sample in enumerate(make_group(prompt, version=0, num_samples=num_samples).samples):
+            if index == num_samples - 1:
+                await self.answers.wait()
+            yield index, sample
 
-    async def load_weights(self, version: PolicyVersion, buckets: Sequence[bytes], file: Path) -> None:
+    async def load_weights(self, manifest: Manifest, buckets: Sequence[Bucket], file: Path, new_eyes: bool) -> float:
+        self.new_eyes.append(new_eyes)
         self.loading.set()
         await self.gate.wait()
+        return 0.25
 
 
-def make_worker(engine: GatedEngine, tmp_path: Path, inflight: Literal["keep", "drain"] = "keep") -> RolloutWorker:
-    worker = RolloutWorker(RolloutConfig(inflight=inflight), "no-model", "w")
+class Payer:
+    """Pays 1 for every sample, and remembers which it was shown."""
+
+    def __init__(self) -> None:
+        self.shown: list[str] = []
+
+    async def score(self, gold: Gold, sample: Sample) -> Score:
+        self.shown.append(sample.id)
+        return make_score(1.0)
+
+
+def weights(version: int, vision: int = 0) -> tuple[Manifest, Bucket]:
+    """A version of two tensors, one of them the vision tower's, which holds *vision*."""
+    bucket = {"lm_head": np.full(4, version, np.uint8), "model.visual.merger": np.full(4, vision, np.uint8)}
+    infos = tuple(
+        TensorInfo(name=name, dtype="uint8", shape=(4,), checksum=checksum(content)) for name, content in bucket.items()
+    )
+    return Manifest(version=PolicyVersion(version), buckets=(infos,)), bucket
+
+
+def make_worker(
+    engine: GatedEngine,
+    tmp_path: Path,
+    inflight: Literal["keep", "drain"] = "keep",
+    scorer: Scorer | None = None,
+) -> RolloutWorker:
+    worker = RolloutWorker(RolloutConfig(samples_per_prompt=2, inflight=inflight), "no-model", "w", scorer or Payer())
     worker._engine = engine  # type: ignore[assignment]
     worker._files = SharedFiles("w", tmp_path)
     return worker
@@ -43,8 +77,8 @@ def make_worker(engine: GatedEngine, tmp_path: Path, inflight: Literal["keep", "
 async def test_a_cancelled_update_makes_the_worker_refuse(tmp_path: Path, make_prompt: Callable[[int], Prompt]) -> None:
     engine = GatedEngine()
     worker = make_worker(engine, tmp_path)
-    sampling = asyncio.create_task(worker.sample(make_prompt(0), 2, seed=0))
-    update = asyncio.create_task(worker.receive(PolicyVersion(1), b"bucket"))
+    sampling = asyncio.create_task(worker.sample(make_prompt(0), seed=0))
+    update = asyncio.create_task(worker.receive(*weights(1)))
     await engine.loading.wait()
     update.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -52,9 +86,9 @@ async def test_a_cancelled_update_makes_the_worker_refuse(tmp_path: Path, make_p
     with pytest.raises(WeightUpdateError, match="worker w failed to load version 1"):
         await sampling
     with pytest.raises(WeightUpdateError):
-        await worker.sample(make_prompt(0), 2, seed=0)
+        await worker.sample(make_prompt(0), seed=0)
     with pytest.raises(WeightUpdateError):
-        await worker.receive(PolicyVersion(2), b"bucket")
+        await worker.receive(*weights(2))
 
 
 async def test_a_cancelled_caller_is_cancelled_and_leaves_the_worker_usable(
@@ -62,34 +96,38 @@ async def test_a_cancelled_caller_is_cancelled_and_leaves_the_worker_usable(
 ) -> None:
     engine = GatedEngine()
     worker = make_worker(engine, tmp_path)
-    sampling = asyncio.create_task(worker.sample(make_prompt(0), 2, seed=0))
+    sampling = asyncio.create_task(worker.sample(make_prompt(0), seed=0))
     await asyncio.sleep(0)
     sampling.cancel()
     with pytest.raises(asyncio.CancelledError):
         await sampling
     engine.gate.set()
-    assert await worker.receive(PolicyVersion(1), b"bucket") == 1
+    assert await worker.receive(*weights(1)) == 0.25
+    assert worker.version == 1
 
 
 async def test_only_a_newer_version_is_received(tmp_path: Path) -> None:
     engine = GatedEngine()
     engine.gate.set()
     worker = make_worker(engine, tmp_path)
-    assert await worker.receive(PolicyVersion(3), b"bucket") == 3
+    assert await worker.receive(*weights(3)) == 0.25
+    assert worker.version == 3
     for version in (2, 3):
         with pytest.raises(ValueError, match=f"version {version} is not newer than 3"):
-            await worker.receive(PolicyVersion(version), b"bucket")
-    assert await worker.receive(PolicyVersion(4), b"bucket") == 4
+            await worker.receive(*weights(version))
+    assert await worker.receive(*weights(4)) == 0.25
+    assert worker.version == 4
 
 
 async def test_of_two_updates_at_once_the_older_is_refused(tmp_path: Path) -> None:
     engine = GatedEngine()
     worker = make_worker(engine, tmp_path)
-    newer = asyncio.create_task(worker.receive(PolicyVersion(2), b"bucket"))
+    newer = asyncio.create_task(worker.receive(*weights(2)))
     await engine.loading.wait()
-    older = asyncio.create_task(worker.receive(PolicyVersion(1), b"bucket"))
+    older = asyncio.create_task(worker.receive(*weights(1)))
     engine.gate.set()
-    assert await newer == 2
+    await newer
+    assert worker.version == 2
     with pytest.raises(ValueError, match="not newer"):
         await older
 
@@ -103,10 +141,11 @@ async def settle() -> None:
 async def test_kept_answers_do_not_hold_up_an_update(tmp_path: Path, make_prompt: Callable[[int], Prompt]) -> None:
     engine = GatedEngine()
     worker = make_worker(engine, tmp_path, "keep")
-    sampling = asyncio.create_task(worker.sample(make_prompt(0), 2, seed=0))
+    sampling = asyncio.create_task(worker.sample(make_prompt(0), seed=0))
     await settle()
     engine.gate.set()
-    assert await worker.receive(PolicyVersion(1), b"bucket") == 1
+    assert await worker.receive(*weights(1)) == 0.25
+    assert worker.version == 1
     assert not sampling.done()
     engine.answers.set()
     await sampling
@@ -117,11 +156,11 @@ async def test_an_update_waits_for_answers_that_are_drained_and_new_ones_wait_fo
 ) -> None:
     engine = GatedEngine()
     worker = make_worker(engine, tmp_path, "drain")
-    first = asyncio.create_task(worker.sample(make_prompt(0), 2, seed=0))
+    first = asyncio.create_task(worker.sample(make_prompt(0), seed=0))
     await settle()
-    update = asyncio.create_task(worker.receive(PolicyVersion(1), b"bucket"))
+    update = asyncio.create_task(worker.receive(*weights(1)))
     await settle()
-    second = asyncio.create_task(worker.sample(make_prompt(1), 2, seed=0))
+    second = asyncio.create_task(worker.sample(make_prompt(1), seed=0))
     await settle()
     assert not engine.loading.is_set()  # the first answers are not done
     engine.answers.set()
@@ -130,7 +169,8 @@ async def test_an_update_waits_for_answers_that_are_drained_and_new_ones_wait_fo
     await settle()
     assert engine.begun == [make_prompt(0).id]  # the second have not begun
     engine.gate.set()
-    assert await update == 1
+    await update
+    assert worker.version == 1
     await second
     assert engine.begun == [make_prompt(0).id, make_prompt(1).id]
 
@@ -140,14 +180,14 @@ async def test_a_drain_that_is_cancelled_leaves_the_worker_usable(
 ) -> None:
     engine = GatedEngine()
     worker = make_worker(engine, tmp_path, "drain")
-    first = asyncio.create_task(worker.sample(make_prompt(0), 2, seed=0))
+    first = asyncio.create_task(worker.sample(make_prompt(0), seed=0))
     await settle()
-    update = asyncio.create_task(worker.receive(PolicyVersion(1), b"bucket"))
+    update = asyncio.create_task(worker.receive(*weights(1)))
     await settle()
     update.cancel()
     with pytest.raises(asyncio.CancelledError):
         await update
-    second = asyncio.create_task(worker.sample(make_prompt(1), 2, seed=0))
+    second = asyncio.create_task(worker.sample(make_prompt(1), seed=0))
     engine.answers.set()
     await asyncio.gather(first, second)
 
@@ -156,17 +196,105 @@ async def test_after_a_failed_update_what_waited_for_it_is_refused(
     tmp_path: Path, make_prompt: Callable[[int], Prompt]
 ) -> None:
     class FailingEngine(GatedEngine):
-        async def load_weights(self, version: PolicyVersion, buckets: Sequence[bytes], file: Path) -> None:
-            await super().load_weights(version, buckets, file)
+        async def load_weights(
+            self, manifest: Manifest, buckets: Sequence[Bucket], file: Path, new_eyes: bool
+        ) -> float:
+            await super().load_weights(manifest, buckets, file, new_eyes)
             raise RuntimeError("half of it")
 
     engine = FailingEngine()
     worker = make_worker(engine, tmp_path, "drain")
-    update = asyncio.create_task(worker.receive(PolicyVersion(1), b"bucket"))
+    update = asyncio.create_task(worker.receive(*weights(1)))
     await engine.loading.wait()
-    waiting = asyncio.create_task(worker.sample(make_prompt(0), 2, seed=0))
+    waiting = asyncio.create_task(worker.sample(make_prompt(0), seed=0))
     await settle()
     engine.gate.set()
     for refused in (update, waiting):
         with pytest.raises(WeightUpdateError, match="half of it"):
             await refused
+
+
+async def test_a_sample_is_scored_as_it_ends_not_as_its_group_ends(
+    tmp_path: Path, make_prompt: Callable[[int], Prompt]
+) -> None:
+    engine, scorer = GatedEngine(), Payer()
+    worker = make_worker(engine, tmp_path, scorer=scorer)
+    sampling = asyncio.create_task(worker.sample(make_prompt(0), seed=0))
+    await settle()
+    assert scorer.shown == ["0/basic/center#0"]
+    engine.answers.set()
+    scored = await sampling
+    assert scorer.shown == ["0/basic/center#0", "0/basic/center#1"]
+    assert scored.rewards.tolist() == [1.0, 1.0]
+
+
+async def test_slow_scoring_keeps_no_place_from_the_next_group(
+    tmp_path: Path, make_prompt: Callable[[int], Prompt]
+) -> None:
+    class Slow(Payer):
+        gate = asyncio.Event()
+
+        async def score(self, gold: Gold, sample: Sample) -> Score:
+            await self.gate.wait()
+            return await super().score(gold, sample)
+
+    engine, scorer = GatedEngine(), Slow()
+    worker = make_worker(engine, tmp_path, scorer=scorer)
+    worker._slots = asyncio.Semaphore(1)
+    engine.answers.set()
+    groups = [asyncio.create_task(worker.sample(make_prompt(number), seed=0)) for number in range(3)]
+    await settle()
+    assert engine.begun == [make_prompt(number).id for number in range(3)]
+    assert not any(group.done() for group in groups)
+    scorer.gate.set()
+    await asyncio.gather(*groups)
+
+
+async def test_a_sample_that_is_not_scored_fails_its_group_by_name(
+    tmp_path: Path, make_prompt: Callable[[int], Prompt]
+) -> None:
+    class Failing(Payer):
+        async def score(self, gold: Gold, sample: Sample) -> Score:
+            raise ScoringFailure(sample.id, "the rule raised")
+
+    engine = GatedEngine()
+    engine.answers.set()
+    worker = make_worker(engine, tmp_path, scorer=Failing())
+    with pytest.raises(ScoringFailure, match="0/basic/center#0 was not scored: the rule raised"):
+        await worker.sample(make_prompt(0), seed=0)
+
+
+async def test_half_a_version_is_refused_and_the_one_before_is_served_on(
+    tmp_path: Path, make_prompt: Callable[[int], Prompt]
+) -> None:
+    engine = GatedEngine()
+    engine.gate.set()
+    engine.answers.set()
+    worker = make_worker(engine, tmp_path)
+    await worker.receive(*weights(1))
+    manifest, bucket = weights(2)
+    flipped = bucket["lm_head"].copy()
+    flipped[3] ^= 1
+    for buckets, message in (
+        ((), "version 2 has 1 buckets, and 0 came"),
+        (({"lm_head": bucket["lm_head"]},), "bucket 0 of version 2 lacks or adds model.visual.merger"),
+        (({**bucket, "lm_head": bucket["lm_head"][:3]},), "lm_head of version 2 is not what the learner sent"),
+        (({**bucket, "lm_head": flipped},), "lm_head of version 2 is not what the learner sent"),
+    ):
+        with pytest.raises(DamagedWeights, match=message):
+            await worker.receive(manifest, *buckets)
+    assert len(engine.new_eyes) == 1  # nothing of version 2 reached the engine
+    assert worker.version == 1
+    await worker.sample(make_prompt(0), seed=0)
+    await worker.receive(manifest, bucket)
+    assert worker.version == 2
+
+
+async def test_pictures_are_encoded_again_only_if_the_vision_tower_has_changed(tmp_path: Path) -> None:
+    engine = GatedEngine()
+    engine.gate.set()
+    worker = make_worker(engine, tmp_path)
+    for version, vision in ((1, 0), (2, 0), (3, 7), (4, 7)):
+        await worker.receive(*weights(version, vision))
+    # Of version 1 nobody knows what version 0 had.
+    assert engine.new_eyes == [True, False, True, False]
