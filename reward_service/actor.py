@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from reward_service.config import RewardConfig
+from reward_service.load import Busy
 from reward_service.rules import load_rule, score
 from tvr.records import Gold, Score, ScoringFailure
 
@@ -29,9 +30,11 @@ class Reply:
 class ScoringLoad:
     """Of one worker since it was last asked, in seconds.
 
-    *full_s*: every place was taken and samples waited. *longest_wait_s*: the longest that a sample waited for a place.
+    *busy_s*: a rule was at work. *full_s*: every place was taken and samples waited. *longest_wait_s*: the longest that
+    a sample waited for a place.
     """
 
+    busy_s: float
     full_s: float
     longest_wait_s: float
 
@@ -44,10 +47,8 @@ class RewardWorker:
         self._rule = load_rule(config)
         self._threads = ThreadPoolExecutor(config.concurrent_samples, thread_name_prefix="rule")
         self._places = asyncio.Semaphore(config.concurrent_samples)
-        self._waiting_since: dict[int, float] = {}
-        self._tickets = 0
-        self._full_since = 0.0
-        self._full_s = 0.0
+        self._busy, self._full = Busy(), Busy()
+        self._waiting_since: list[float] = []
         self._longest_wait_s = 0.0
 
     async def score(self, replies: Sequence[Reply]) -> list[Score | ScoringFailure]:
@@ -58,41 +59,30 @@ class RewardWorker:
 
     async def load(self) -> ScoringLoad:
         """Since the last call."""
-        now = time.monotonic()
-        if self._waiting_since:
-            self._full_s += now - self._full_since
-        waits = [now - since for since in self._waiting_since.values()]
-        load = ScoringLoad(full_s=self._full_s, longest_wait_s=max([self._longest_wait_s, *waits]))
-        self._full_s = self._longest_wait_s = 0.0
-        self._full_since = now
-        return load
+        waits = [self._longest_wait_s, *(time.monotonic() - since for since in self._waiting_since)]
+        self._longest_wait_s = 0.0
+        return ScoringLoad(busy_s=self._busy.take(), full_s=self._full.take(), longest_wait_s=max(waits))
 
     async def _score(self, reply: Reply) -> Score | ScoringFailure:
-        await self._take_place()
+        if self._places.locked():
+            await self._wait_for_place()
+        else:
+            await self._places.acquire()
         try:
-            return await asyncio.get_running_loop().run_in_executor(
-                self._threads, score, self._rule, reply.text, reply.gold
-            )
+            with self._busy:
+                loop = asyncio.get_running_loop()
+                return await loop.run_in_executor(self._threads, score, self._rule, reply.text, reply.gold)
         except Exception:  # whatever a user's rule may raise
             return ScoringFailure(reply.sample_id, traceback.format_exc())
         finally:
             self._places.release()
 
-    async def _take_place(self) -> None:
-        if not self._places.locked():
-            await self._places.acquire()
-            return
+    async def _wait_for_place(self) -> None:
         since = time.monotonic()
-        if not self._waiting_since:
-            self._full_since = since
-        self._tickets += 1
-        ticket = self._tickets
-        self._waiting_since[ticket] = since
+        self._waiting_since.append(since)
         try:
-            await self._places.acquire()
+            with self._full:
+                await self._places.acquire()
         finally:
-            now = time.monotonic()
-            del self._waiting_since[ticket]
-            self._longest_wait_s = max(self._longest_wait_s, now - since)
-            if not self._waiting_since:
-                self._full_s += now - self._full_since
+            self._waiting_since.remove(since)
+            self._longest_wait_s = max(self._longest_wait_s, time.monotonic() - since)

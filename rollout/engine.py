@@ -96,11 +96,13 @@ class RolloutEngine:
         from vllm.v1.engine.exceptions import EngineDeadError
 
         params = self._sampling_params(prompt, num_samples, seed, greedy)
-        (request,) = await self._llm.renderer.render_cmpl_async([build_request(prompt, self._processor)])
         request_id = f"{prompt.id}#{seed}#{next(self._request_ids)}"
         prompt_token_ids: np.ndarray | None = None
         begun: dict[int, Completion] = {}
+        if self._is_in_process:
+            self._llm.engine_core.expect(request_id, num_samples)
         try:
+            (request,) = await self._llm.renderer.render_cmpl_async([build_request(prompt, self._processor)])
             async for output in self._llm.generate(request, params, request_id):
                 if prompt_token_ids is None:
                     prompt_token_ids = np.asarray(output.prompt_token_ids, dtype=np.int32)
@@ -111,15 +113,18 @@ class RolloutEngine:
                         yield part.index, self._to_sample(prompt, seed, prompt_token_ids, part, completion)
         except EngineDeadError as error:
             raise EngineDied(str(error)) from error
+        finally:
+            if self._is_in_process:
+                self._llm.engine_core.unexpect(request_id)
 
     async def load_weights(self, manifest: Manifest, buckets: Sequence[Bucket], file: Path, new_eyes: bool) -> float:
         """Serve the version of *manifest*; returns the seconds in which nothing was sampled.
 
         *buckets* are those of the object store; there are none where the engine's own workers fetch them. *file* is
         overwritten and removed. *new_eyes*: the vision tower has changed, so that pictures must be encoded again.
-        Answers in flight freeze, then go on under the new version as if it had sampled them from the start: their tokens stay,
-        their keys and values are computed again. If this raises, the engine stays paused and its weights are a mixture:
-        it must not be used again.
+        Answers in flight freeze, then go on under the new version as if it had sampled them from the start: their
+        tokens stay, their keys and values are computed again. If this raises, the engine stays paused and its weights
+        are a mixture: it must not be used again.
         """
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 

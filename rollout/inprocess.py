@@ -1,9 +1,9 @@
 """vLLM's engine core on a thread of the worker's own process, for a CPU.
 
 AsyncLLM always starts its core as another process and talks to it through sockets. On a CPU both would share the same
-cores, and encoding and decoding every step's outputs would take a tenth of the time. Here the core runs on a thread and
-outputs are handed over as they are; everything above, AsyncLLM and its pauses and weight updates, stays vLLM's own.
-One process also means that a worker that is killed leaves no engine behind.
+cores, and passing every step's outputs on would take a tenth of the time. Here the core runs on a thread, and what it
+made of an answer is handed over at its end. Everything above, AsyncLLM and its pauses and weight updates, stays vLLM's
+own. One process also means that a worker that is killed leaves no engine behind.
 """
 
 import asyncio
@@ -16,21 +16,70 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+import numpy as np
 from vllm import AsyncEngineArgs
 from vllm.v1.core.sched.interface import PauseState
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.core import EngineCore
 from vllm.v1.engine.core_client import AsyncMPClient, EngineCoreClient
 from vllm.v1.engine.exceptions import EngineDeadError
+from vllm.v1.outputs import LogprobsLists
+
+
+class HeldOutputs:
+    """Holds back each answer's tokens until it ends or the weights change: then they come as if of one step.
+
+    vLLM's handling of a step's outputs costs as much for one token as for a whole answer, and nobody reads them before.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[str, list[EngineCoreOutput]] = {}
+        self._weight_version: str | None = None
+
+    def add(self, step: EngineCoreOutputs) -> list[EngineCoreOutputs]:
+        """The outputs of one step; returns what is to be handed on now."""
+        ready = []
+        if step.weight_version != self._weight_version:
+            if self._held:  # tokens of different weights must not be taken for one step's
+                outputs = [_joined(parts) for parts in self._held.values()]
+                ready.append(EngineCoreOutputs(outputs=outputs, weight_version=self._weight_version))
+                self._held = {}
+            self._weight_version = step.weight_version
+        for output in step.outputs:
+            self._held.setdefault(output.request_id, []).append(output)
+        ended = [output.request_id for output in step.outputs if output.finished]
+        if ended:
+            step.outputs = [_joined(self._held.pop(request_id)) for request_id in ended]
+            ready.append(step)
+        return ready
+
+    def drop(self, request_ids: list[str]) -> None:
+        """Of answers that nobody wants any more."""
+        for request_id in request_ids:
+            self._held.pop(request_id, None)
+
+
+def _joined(parts: list[EngineCoreOutput]) -> EngineCoreOutput:
+    """The last part with the tokens and log-probs of all."""
+    last = parts[-1]
+    logprobs = [part.new_logprobs for part in parts]
+    last.new_token_ids = [token for part in parts for token in part.new_token_ids]
+    last.new_logprobs = LogprobsLists(
+        np.concatenate([each.logprob_token_ids for each in logprobs]),
+        np.concatenate([each.logprobs for each in logprobs]),
+        np.concatenate([each.sampled_token_ranks for each in logprobs]),
+    )
+    return last
 
 
 def start_in_process(args: AsyncEngineArgs) -> AsyncLLM:
     """AsyncLLM whose core is a thread. Call it inside the event loop that will use it; it blocks for seconds."""
-    with mock.patch.object(EngineCoreClient, "make_async_mp_client", _Client):
+    with mock.patch.object(EngineCoreClient, "make_async_mp_client", InProcessCore):
         return AsyncLLM.from_engine_args(args)
 
 
-class _Client(AsyncMPClient):
+class InProcessCore(AsyncMPClient):
     """What AsyncLLM sees of the core. Utilities that AsyncMPClient sends to another process run on the thread."""
 
     def __init__(self, vllm_config: Any, executor_class: type, log_stats: bool, *_: Any, **__: Any) -> None:
@@ -41,6 +90,8 @@ class _Client(AsyncMPClient):
         self._loop = asyncio.get_running_loop()
         self._work: queue.SimpleQueue[Callable[[EngineCore], bool]] = queue.SimpleQueue()
         self._core = EngineCore(vllm_config, executor_class, log_stats)
+        self._held = HeldOutputs()
+        self._expected: dict[str, int] = {}
         self._thread = threading.Thread(target=self._run, name="vllm-core", daemon=True)
         self._thread.start()
 
@@ -50,15 +101,32 @@ class _Client(AsyncMPClient):
             raise outputs
         return outputs
 
+    def expect(self, request_id: str, num_answers: int) -> None:
+        """A request is being prepared. An idle core waits for it, so that prompts that come together start together:
+        alone, each would cost a step of its own. Call `unexpect` in the end, however it ends."""
+        self._expected[request_id] = num_answers
+
+    def unexpect(self, request_id: str) -> None:
+        if self._expected.pop(request_id, None):
+            self._work.put(lambda core: False)
+
     async def add_request_async(self, request: Any) -> None:
         # The core writes into a request's features. Siblings share theirs until they are sent to another process, which
         # makes a copy for each; without, a sibling that is frozen by an update could not find its pictures again.
         request.mm_features = request.mm_features and [copy(feature) for feature in request.mm_features]
+        if request.external_req_id in self._expected:
+            self._expected[request.external_req_id] -= 1
+            if not self._expected[request.external_req_id]:
+                del self._expected[request.external_req_id]
         await self._on_thread(lambda core: core.add_request(*core.preprocess_add_request(request)))
 
     async def abort_requests_async(self, request_ids: list[str]) -> None:
+        def abort(core: EngineCore) -> None:
+            core.abort_requests(request_ids)
+            self._held.drop(request_ids)
+
         if request_ids and not self.resources.engine_dead:
-            await self._on_thread(lambda core: core.abort_requests(request_ids))
+            await self._on_thread(abort)
 
     async def call_utility_async(self, method: str, *args: Any) -> Any:
         return await self._on_thread(lambda core: getattr(core, method)(*args))
@@ -101,8 +169,8 @@ class _Client(AsyncMPClient):
                         return
                 outputs, executed = core.step_fn()
                 core.post_step(executed)
-                if outputs:
-                    self._loop.call_soon_threadsafe(self.outputs_queue.put_nowait, outputs[0])
+                for ended in self._held.add(outputs[0]) if outputs else ():
+                    self._loop.call_soon_threadsafe(self.outputs_queue.put_nowait, ended)
         except Exception as error:
             self.resources.engine_dead = True
             dead = EngineDeadError()
@@ -111,4 +179,6 @@ class _Client(AsyncMPClient):
 
     def _has_work(self) -> bool:
         scheduler = self._core.scheduler
-        return scheduler.has_requests() and scheduler.pause_state != PauseState.PAUSED_ALL
+        if scheduler.pause_state == PauseState.PAUSED_ALL or (self._expected and not scheduler.running):
+            return False
+        return scheduler.has_requests()

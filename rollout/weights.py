@@ -107,9 +107,8 @@ def read_bucket(bucket: BucketUpdateInfo) -> Iterator[tuple[str, torch.Tensor]]:
         else:
             assert bucket.arrays is not None, "a bucket has arrays or a path"
             content = bucket.arrays[name]
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            yield name, torch.from_numpy(content).view(dtype).reshape(tuple(shape))
+        yield name, torch.from_numpy(content).view(dtype).reshape(tuple(shape))
 
 
+warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nobody writes
 WeightTransferEngineFactory.register_engine(OBJECT_STORE, ObjectStoreTransfer)

@@ -2,31 +2,39 @@
 
     python -m tests.bench.overlap [--steps 40] [--set SECTION.KEY=VALUE]      (about 5 minutes)
 
-The policy, data and batch of deploy/runs/tiny_cpu.toml, one rollout worker and one learner rank, which share two cores.
+The policy, data and batch of deploy/runs/tiny_cpu.toml, one rollout worker and one learner rank, each on a core of its own; the driver,
+Ray and the reward worker run on either.
 Each run starts anew, from the same weights and prompts. Its first steps do not count: the window fills, caches warm up.
 
 - speedup: median time of a step with 0 over that with 1; with two stages it cannot exceed 2.
 - idle_share: the share of the time in which a stage had nothing to do, by run.
 - step_over_longest_stage: with 1, the median step over the longer of the median busy times of sampling and of learning.
+- straggler_share: the share of the time in which the learner waited although enough groups were ready, because a group
+  stood before them that was not: what strict order costs.
 - reward: the mean reward over all samples of the last half of the steps, by run.
 """
 
 import argparse
 import asyncio
 import json
+import os
 import tempfile
 import time
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+import psutil
+
 from orchestrator.cluster import connected, start_roles
 from orchestrator.config import RunConfig, load_run_config
 from orchestrator.loop import Run, StepTimes, train
-from orchestrator.ray_roles import RayRollouts, RayScorer
-from orchestrator.window import Window
+from orchestrator.publish import make_publisher
+from orchestrator.ray_roles import RayRollouts
+from orchestrator.window import Ticket, Window
+from reward_service.load import Busy
 from tvr.dataset import PromptOrder, load
-from tvr.records import PolicyVersion, SampleGroup, ScoredGroup, StepReport
+from tvr.records import PolicyVersion, Prompt, Sample, ScoredGroup, StepReport
 from tvr.rendered import ensure
 
 UNCOUNTED = 5
@@ -50,80 +58,89 @@ def main() -> None:
         "idle_share": {str(staleness): run["idle_share"] for staleness, run in found.items()},
         "step_over_longest_stage": round(found[1]["step_s"] / longest, 2),
         "reward": {str(staleness): run["reward"] for staleness, run in found.items()},
+        "straggler_share": {str(staleness): run["straggler_share"] for staleness, run in found.items()},
         "step_s": {str(staleness): run["step_s"] for staleness, run in found.items()},
     }
     print(json.dumps(result))
 
 
-class Busy:
-    """Seconds in which at least one call was under way."""
+class TimedRollouts:
+    """The rollout workers, with the time in which they had groups to sample."""
 
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self._calls = 0
-        self._since = 0.0
-
-    def __enter__(self) -> None:
-        if not self._calls:
-            self._since = time.monotonic()
-        self._calls += 1
-
-    def __exit__(self, *error: object) -> None:
-        self._calls -= 1
-        if not self._calls:
-            self.seconds += time.monotonic() - self._since
-
-    def until_now(self) -> float:
-        return self.seconds + (time.monotonic() - self._since if self._calls else 0.0)
-
-
-class Timed:
-    """A stage, with the time in which it had work."""
-
-    def __init__(self, stage: Any) -> None:
-        self._stage = stage
+    def __init__(self, rollouts: RayRollouts) -> None:
+        self._rollouts = rollouts
         self.busy = Busy()
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stage, name)
-
-
-class TimedRollouts(Timed):
-    async def sample(self, *args: Any, **settings: Any) -> SampleGroup:
+    async def sample(self, prompt: Prompt, *, seed: int) -> ScoredGroup:
         with self.busy:
-            return await self._stage.sample(*args, **settings)
+            return await self._rollouts.sample(prompt, seed=seed)
+
+    async def answer(self, prompt: Prompt) -> Sample:
+        raise AssertionError(f"{prompt.id} was to be answered")
 
 
-class TimedScorer(Timed):
-    async def score(self, group: SampleGroup) -> ScoredGroup:
-        with self.busy:
-            return await self._stage.score(group)
+class TimedWindow(Window):
+    """Also the time in which the learner waits although enough groups are ready: for one that stands before them."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.straggled_s = 0.0
+        self._enough_since: float | None = None
+        self._wanted = 0
+
+    async def deliver(self, ticket: Ticket, group: ScoredGroup) -> None:
+        await super().deliver(ticket, group)
+        if self._wanted and self._enough_since is None and len(self._ready) >= self._wanted:
+            self._enough_since = time.monotonic()
+
+    async def take(self, count: int) -> tuple[ScoredGroup, ...]:
+        self._wanted = count
+        self._enough_since = time.monotonic() if len(self._ready) >= count else None
+        groups = await super().take(count)
+        if self._enough_since is not None:
+            self.straggled_s += time.monotonic() - self._enough_since
+        self._wanted = 0
+        return groups
 
 
 async def measure(config: RunConfig, out: Path) -> dict[str, Any]:
     data = ensure(config.data)
-    roles: tuple[RayRollouts, RayScorer, Any] = await start_roles(config, out)
-    rollouts, scorer, learner = TimedRollouts(roles[0]), TimedScorer(roles[1]), roles[2]
+    ray_rollouts, scorer, learner = await start_roles(config, out)
+    pin()
+    rollouts = TimedRollouts(ray_rollouts)
     rows: list[dict[str, float]] = []
-    last = [time.monotonic(), 0.0, 0.0]
-
-    def after_step(report: StepReport, groups: tuple[ScoredGroup, ...], times: StepTimes) -> None:
-        now = [time.monotonic(), rollouts.busy.until_now(), scorer.busy.until_now()]
-        step_s, sampling_s, scoring_s = (new - old for new, old in zip(now, last, strict=True))
-        last[:] = now
-        rewards = [score.total for group in groups for score in group.scores]
-        row = {"step_s": step_s, "sampling_s": sampling_s, "scoring_s": scoring_s, "learning_s": times.learn_s}
-        rows.append(row | {"publish_s": times.publish_s, "reward": mean(rewards)})
-
+    began = time.monotonic()
     size = config.loop.groups_per_step
+    window = TimedWindow(
+        groups_per_step=size, max_staleness=config.loop.max_staleness, total_groups=config.loop.steps * size
+    )
+
+    async def after_step(report: StepReport, groups: tuple[ScoredGroup, ...], times: StepTimes) -> None:
+        nonlocal began
+        now = time.monotonic()
+        step_s, began = now - began, now
+        scoring_s = max(load.busy_s for load in await scorer.load())
+        rewards = [score.total for group in groups for score in group.scores]
+        rows.append(
+            {
+                "step_s": step_s,
+                "sampling_s": rollouts.busy.take(),
+                "scoring_s": scoring_s,
+                "learning_s": times.learn_s,
+                "publish_s": times.publish_s,
+                "pause_s": times.pause_s,
+                "straggled_s": window.straggled_s,
+                "reward": mean(rewards),
+            }
+        )
+        window.straggled_s = 0.0
+
     run = Run(
         rollouts=rollouts,
-        scorer=scorer,
         learner=learner,
+        publisher=make_publisher(learner, ray_rollouts, config.rollout),
         prompts=PromptOrder(load(data, "train"), config.seed),
-        window=Window(
-            groups_per_step=size, max_staleness=config.loop.max_staleness, total_groups=config.loop.steps * size
-        ),
+        window=window,
         steps=config.loop.steps,
         groups_per_step=size,
         max_staleness=config.loop.max_staleness,
@@ -134,13 +151,26 @@ async def measure(config: RunConfig, out: Path) -> dict[str, Any]:
         evaluate=no_evaluation,
     )
     await train(run)
-    await rollouts.stop()
+    await ray_rollouts.stop()
     counted = rows[UNCOUNTED:-1]  # in the last step there is nothing left to sample
     total = sum(row["step_s"] for row in counted)
     stages = ("sampling_s", "scoring_s", "learning_s")
     idle = {stage.removesuffix("_s"): round(1 - sum(row[stage] for row in counted) / total, 3) for stage in stages}
     medians = {key: round(median(row[key] for row in counted), 3) for key in counted[0] if key != "reward"}
-    return medians | {"idle_share": idle, "reward": round(mean(row["reward"] for row in rows[len(rows) // 2 :]), 3)}
+    straggled = round(sum(row["straggled_s"] for row in counted) / total, 3)
+    reward = round(mean(row["reward"] for row in rows[len(rows) // 2 :]), 3)
+    return medians | {"idle_share": idle, "straggler_share": straggled, "reward": reward}
+
+
+def pin() -> None:
+    """The rollout worker's process to core 0, the learner's to core 1, with all their threads."""
+    cores = {"ray::RolloutActor": 0, "ray::LearnerActor": 1}
+    for process in psutil.Process().children(recursive=True):
+        title = " ".join(process.cmdline())
+        for name, core in cores.items():
+            if title.startswith(name):
+                for thread in process.threads():
+                    os.sched_setaffinity(thread.id, {core})
 
 
 async def no_evaluation(version: PolicyVersion) -> None:

@@ -14,7 +14,10 @@ from tvr.records import PolicyVersion, StepReport
 
 REPORT = StepReport(version=PolicyVersion(3), loss=0.5, grad_norm=2.0, tokens=12, stats={"ratio": 1.0})
 TIMES = StepTimes(wait_s=1.0, learn_s=2.0, publish_s=0.5, pause_s=0.25)
-SCORING = (ScoringLoad(full_s=1.0, longest_wait_s=0.75), ScoringLoad(full_s=3.0, longest_wait_s=0.5))
+SCORING = (
+    ScoringLoad(busy_s=2.0, full_s=1.0, longest_wait_s=0.75),
+    ScoringLoad(busy_s=3.5, full_s=3.0, longest_wait_s=0.5),
+)
 
 
 def test_a_row_by_hand(tmp_path):
