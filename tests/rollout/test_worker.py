@@ -19,6 +19,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from rollout.actor import RolloutWorker, WeightUpdateError
 from rollout.config import RolloutConfig
+from tests.rollout.fresh_engine import answers_of_a_fresh_engine
 from tvr.answer import Malformed
 from tvr.manifest import Bucket, Manifest, TensorInfo, checksum
 from tvr.records import Gold, PolicyVersion, Prompt, Sample, SampleGroup, Score
@@ -53,9 +54,11 @@ class Served:
     async def sample(self, prompt: Prompt, seed: int) -> SampleGroup:
         return (await self.worker.sample(prompt, seed)).group
 
-    async def publish(self, seed: int) -> None:
-        """The next version."""
+    async def publish(self, seed: int, part: str = "all") -> None:
+        """The next version, which differs from this one in all or in the *language* model alone."""
         weights = self.perturbed(seed)
+        if part == "language":
+            weights |= {name: old for name, old in self.weights[self.version].items() if "visual" in name}
         self.version = PolicyVersion(self.version + 1)
         await self.worker.receive(*packed(self.version, weights))
         self.weights[self.version] = weights
@@ -215,6 +218,25 @@ async def test_answers_in_flight_go_on_under_the_new_version(
     assert any(len(sample.trace.versions) > 1 for group in done for sample in group.samples)
     for group in done:
         assert served.max_difference(group) < TOLERANCE
+
+
+@pytest.mark.parametrize(("part", "seed"), [("all", 11), ("language", 12)])
+async def test_after_an_update_no_cache_is_left_of_the_old_weights(
+    part: str, seed: int, served: Served, make_prompt: Callable[[int], Prompt], tmp_path: Path
+) -> None:
+    """The same pictures are asked before and after, and a fresh engine on the new weights answers the same."""
+    prompts = [make_prompt(8), make_prompt(9)]
+    before = [await served.worker.answer(prompt) for prompt in prompts]
+    await served.publish(seed, part)
+    after = [await served.worker.answer(prompt) for prompt in prompts]
+
+    served.model.load_state_dict(served.weights[served.version], strict=False)
+    served.model.save_pretrained(tmp_path)
+    served.processor.save_pretrained(tmp_path)
+    fresh = await asyncio.to_thread(answers_of_a_fresh_engine, served.worker.config, tmp_path, prompts)
+    for old, new, expected in zip(before, after, fresh, strict=True):
+        assert new.trace.token_ids.tolist() == expected.trace.token_ids.tolist() != old.trace.token_ids.tolist()
+        np.testing.assert_allclose(new.trace.logprobs, expected.trace.logprobs, rtol=0, atol=1e-5)
 
 
 async def test_after_an_incomplete_update_the_worker_refuses_everything(
