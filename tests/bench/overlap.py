@@ -2,9 +2,9 @@
 
     python -m tests.bench.overlap [--steps 40] [--set SECTION.KEY=VALUE]      (about 5 minutes)
 
-The policy, data and batch of deploy/runs/tiny_cpu.toml, one rollout worker and one learner rank, each on a core of its own; the driver,
-Ray and the reward worker run on either.
-Each run starts anew, from the same weights and prompts. Its first steps do not count: the window fills, caches warm up.
+The policy, data and batch of deploy/runs/tiny_cpu.toml, one rollout worker and one learner rank, each on a core of its
+own; the driver, Ray and the reward worker run on either. Each run starts anew, from the same weights and prompts. Its
+first steps do not count: the window fills, caches warm up.
 
 - speedup: median time of a step with 0 over that with 1; with two stages it cannot exceed 2.
 - idle_share: the share of the time in which a stage had nothing to do, by run.

@@ -3,10 +3,10 @@
     taskset -c 0 python -m tests.bench.rollout [--rounds 9]      (about a minute)
 
 The policy and engine settings of deploy/runs/tiny_cpu.toml, 16 prompts of two pictures with 8 samples each, all at
-once. `of_raw_vllm`: answer tokens a second through a rollout worker (request, pictures, engine, trace, text, and a scorer
-that takes no time) over those of vLLM's own offline `LLM.generate` on the same prompts with the same settings. Each side is
-a process of its own; they take turns, and every round has prompts that neither has seen. Median over the rounds after the
-first two.
+once. `of_raw_vllm`: answer tokens a second through a rollout worker (request, pictures, engine, trace, text, and a
+scorer that takes no time) over those of vLLM's own offline `LLM.generate` on the same prompts with the same settings.
+Each side is a process of its own; they take turns, and every round has prompts that neither has seen. Median over the
+rounds after the first two.
 """
 
 import argparse

@@ -1,8 +1,11 @@
 """Order and overlap of the loop, with fakes and gates."""
 
 import asyncio
+import gc
+from collections import deque
 from dataclasses import dataclass, field
 
+import psutil
 import pytest
 
 from orchestrator.loop import Run, StaleGroup, check_staleness, sampling_seed, train
@@ -268,3 +271,22 @@ async def test_an_evaluation_that_fails_ends_the_run():
     with pytest.raises(ExceptionGroup) as error:
         await finish(run)
     assert error.group_contains(WorkerGone)
+
+
+@pytest.mark.slow
+async def test_ten_thousand_steps_leave_nothing_behind():
+    """Objects of the driver, and its memory, after 1,000 steps and after 10,000."""
+    found: dict[int, tuple[int, int]] = {}
+
+    async def after_step(report: StepReport, groups: object, times: object) -> None:
+        if report.version in (1_000, 10_000):
+            gc.collect()
+            found[report.version] = (len(gc.get_objects()), psutil.Process().memory_info().rss)
+
+    run = make_run(deque(maxlen=8), steps=10_000, max_staleness=1)
+    run.rollouts.seeds = run.learner.seen = deque(maxlen=8)
+    run.after_step = after_step
+    await train(run)
+    (objects, memory), (objects_later, memory_later) = found[1_000], found[10_000]
+    assert objects_later - objects < 100  # 9,000 steps of 2 groups of 2 samples lie between
+    assert memory_later - memory < 4 << 20

@@ -22,7 +22,8 @@ from tests.orchestrator.small_runs import SFT, TINY, command
 pytestmark = pytest.mark.slow
 # No race between sampling and learning.
 SYNCHRONOUS = ["loop.max_staleness=0", "checkpoint.every_steps=2", "evaluation.max_samples=6"]
-TIMES = ("wait_s", "learn_s", "publish_s", "step_s", "elapsed_s", "tokens_per_s", "samples_per_s")
+TIMES = ("wait_s", "learn_s", "publish_s", "pause_s", "scoring_full", "scoring_wait_s")
+TIMES += ("step_s", "elapsed_s", "tokens_per_s", "samples_per_s")
 
 
 def run(kind: str, run_file: Path, out: Path, settings: Sequence[str], *flags: str) -> str:
