@@ -2,10 +2,10 @@
 
     taskset -c 0 python -m tests.bench.control_plane [--workers 10 100 1000] [--seconds 15]      (about 2 minutes)
 
-The real loop, window, order of prompts, placing of groups and rows of metrics; the workers, the learner and the publisher
-are fakes that only wait, for the times measured in `tests.bench.overlap`. Two groups a worker in a step, so that many
-workers offer more than a driver can take: `samples_per_s` of the largest number is what it sustains. Each number of
-workers is a process of its own.
+The real loop, window, order of prompts, placing of groups and rows of metrics; workers, learner and publisher are fakes
+that only wait, for the times measured in `tests.bench.overlap`. Two groups a worker in a step, so that many workers
+offer more than a driver can take: `samples_per_s` of the largest number is what it sustains. Each number of workers is
+a process of its own.
 
 With Ray, the same numbers when every group also goes through `RayRollouts`: the pictures put in the object store, the
 call to an actor and its answer. There is one actor, on the other core, which plays all workers.
@@ -79,6 +79,7 @@ def measure_with_ray(workers: int, seconds: float) -> dict[str, float]:
     import ray
 
     from orchestrator.ray_roles import RayRollouts
+    from tests.bench.control_plane import RayFakeActor  # Ray finds it by a module's name that is not __main__
 
     os.environ["RAY_AUTH_MODE"] = "disabled"
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
