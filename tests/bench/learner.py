@@ -33,7 +33,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from learner.actor import LearnerRank
 from learner.batch import Batch, BatchRow, answer_logprobs, collate, lay_out_prompt, one_sample_a_row, shared_prompt
@@ -41,7 +40,7 @@ from learner.config import LearnerConfig, LearnerJob
 from learner.encode import PairEncoder
 from learner.engine import Engine, Loss
 from learner.loss import SUMS, join_tokens, policy_loss, step_tokens
-from learner.tiny_policy import build_config, build_processor
+from tests.bench.policies import make_policy
 from tests.learner.made_groups import make_group
 from tvr.records import ScoredGroup
 
@@ -99,24 +98,6 @@ def measure(policy: str, folder: Path, prompts: int, repeats: int) -> dict[str, 
     for key, value in report.items():
         print(f"{policy} {key}: {value}", flush=True)
     return report
-
-
-def make_policy(policy: str, folder: Path) -> int:
-    """Freshly initialised: speed does not depend on the weights. Returns the number of parameters."""
-    processor = build_processor()
-    config = build_config(processor.tokenizer)
-    if policy == "30M":
-        content = config.to_dict()
-        rope = content["text_config"]["rope_parameters"] | {"mrope_section": [8, 12, 12]}
-        sizes = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "layer_types": None}
-        content["text_config"] |= sizes | {"num_attention_heads": 8, "num_key_value_heads": 8, "rope_parameters": rope}
-        vision = {"hidden_size": 256, "intermediate_size": 512, "depth": 6, "out_hidden_size": 512}
-        content["vision_config"] |= vision | {"fullatt_block_indexes": list(range(6))}
-        config = Qwen2_5_VLConfig(**{key: content[key] for key in content if key not in ("architectures", "dtype")})
-    model = Qwen2_5_VLForConditionalGeneration(config)
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return model.num_parameters()
 
 
 def start_engine(folder: Path) -> Engine:

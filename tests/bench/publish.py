@@ -1,0 +1,100 @@
+"""What it costs to publish a version through the object store, at 2 M and at 100 M parameters. One JSON line last.
+
+    python -m tests.bench.publish [--policies tiny 100M] [--publishes 7]      (tiny: a minute; 100M: about 10 minutes)
+
+One rollout worker and one learner rank as in deploy/runs/tiny_cpu.toml, float32, with policies that are freshly
+initialised. A step is what stands in that file: 16 prompts, 8 samples of at most 64 tokens, sampled and then learned
+from, once, without overlap, for *step_s* (the longer of the two, which is a step's length when they overlap). Then
+versions are published while the worker samples, medians:
+
+- pause_s: nothing is sampled; pause_share: of step_s.
+- export_s: until the learner can go on; served_s: from the end of a step until the version is served.
+- moved_mb: bytes of the weights, each written once and read in place.
+"""
+
+import argparse
+import asyncio
+import json
+import tempfile
+import time
+from math import prod
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from orchestrator.cluster import connected, start_roles
+from orchestrator.config import RunConfig, load_run_config
+from orchestrator.publish import StorePublisher
+from orchestrator.ray_roles import RayLearner, RayRollouts
+from tests.bench.policies import SIZES, make_policy
+from tvr.dataset import load
+from tvr.records import PolicyVersion, Prompt
+from tvr.rendered import ensure
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--policies", nargs="+", choices=SIZES, default=["tiny", "100M"])
+    parser.add_argument("--publishes", type=int, default=7)
+    options = parser.parse_args()
+    found = {}
+    for policy in options.policies:
+        with tempfile.TemporaryDirectory() as folder:
+            parameters = make_policy(policy, Path(folder) / "model")
+            config = load_run_config(Path("deploy/runs/tiny_cpu.toml"), [f"model={folder}/model"])
+            ensure(config.data)
+            with connected(config):
+                found[policy] = asyncio.run(measure(config, Path(folder), options.publishes))
+            found[policy]["parameters"] = parameters
+        print(f"{policy}: {found[policy]}", flush=True)
+    print(json.dumps({f"{key}_{policy}": value for policy, figures in found.items() for key, value in figures.items()}))
+
+
+async def measure(config: RunConfig, folder: Path, publishes: int) -> dict[str, Any]:
+    rollouts, _, learner = await start_roles(config, folder)
+    prompts = load(config.data.path, "train")
+    step_s = await time_a_step(config, rollouts, learner, prompts)
+    publisher = StorePublisher(learner, rollouts)
+    sampling = asyncio.create_task(keep_sampling(rollouts, prompts))
+    pauses, exports, served = [], [], []
+    for number in range(publishes):
+        began = time.monotonic()
+        takeover = await publisher.send(PolicyVersion(2 + number))
+        exports.append(time.monotonic() - began)
+        pauses.append(await takeover)
+        served.append(time.monotonic() - began)
+        await asyncio.sleep(0.2)  # so that the worker samples in between
+    sampling.cancel()
+    await asyncio.gather(sampling, return_exceptions=True)
+    manifest = (await learner.call("manifest", "manifest", PolicyVersion(0)))[0]
+    moved = sum(4 * prod(info.shape) for info in manifest.tensors)
+    await rollouts.stop()
+    return {
+        "pause_share": round(median(pauses) / step_s, 4),
+        "pause_s": round(median(pauses), 4),
+        "export_s": round(median(exports), 4),
+        "served_s": round(median(served), 4),
+        "step_s": round(step_s, 2),
+        "moved_mb": round(moved / 1e6, 1),
+    }
+
+
+async def time_a_step(config: RunConfig, rollouts: RayRollouts, learner: RayLearner, prompts: list[Prompt]) -> float:
+    """The longer of sampling and learning, the second time."""
+    size = config.loop.groups_per_step
+    for number in range(2):
+        began = time.monotonic()
+        chosen = prompts[number * size : (number + 1) * size]
+        groups = await asyncio.gather(*(rollouts.sample(prompt, seed=number) for prompt in chosen))
+        sampled = time.monotonic()
+        await learner.step(tuple(groups))
+    return max(sampled - began, time.monotonic() - sampled)
+
+
+async def keep_sampling(rollouts: RayRollouts, prompts: list[Prompt]) -> None:
+    while True:
+        await asyncio.gather(*(rollouts.sample(prompt, seed=7) for prompt in prompts[:4]))
+
+
+if __name__ == "__main__":
+    main()
