@@ -21,7 +21,8 @@ Rule = Callable[[str, Gold], Mapping[str, float]]
     def brevity(reply: str, gold: Gold) -> dict[str, float]:
         return {"short": 1.0 if len(reply) < 200 else 0.0}
 
-It must not depend on anything but its arguments. What it raises fails the sample by name; it is never a reward.
+It must not depend on anything but its arguments, and is called on several threads at once. What it raises fails the
+sample by name; it is never a reward.
 """
 
 FORMAT_REWARD = 1.0

@@ -133,8 +133,9 @@ class RolloutEngine:
         await self._llm.engine_core.pause_scheduler_async(mode="keep", clear_cache=False)
         began = time.monotonic()
         await self._llm.start_weight_update()
-        async for update_info in self._update_infos(manifest, buckets, file):
-            await self._llm.update_weights(WeightTransferUpdateRequest(update_info=update_info))
+        async with aclosing(self._update_infos(manifest, buckets, file)) as parts:
+            async for part in parts:
+                await self._llm.update_weights(WeightTransferUpdateRequest(update_info=part))
         if not await self._llm.reset_prefix_cache(reset_running_requests=True):
             raise RuntimeError("the engine kept keys and values of the old weights")
         if new_eyes:
@@ -149,7 +150,7 @@ class RolloutEngine:
 
     async def _update_infos(
         self, manifest: Manifest, buckets: Sequence[Bucket], file: Path
-    ) -> AsyncIterator[dict[str, Any]]:
+    ) -> AsyncGenerator[dict[str, Any]]:
         """What vLLM is told of each part of an update. On a GPU not yet run."""
         if self.config.weight_transport == NCCL:
             tensors = manifest.tensors
