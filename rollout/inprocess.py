@@ -7,6 +7,7 @@ own. One process also means that a worker that is killed leaves no engine behind
 """
 
 import asyncio
+import contextlib
 import queue
 import threading
 from collections.abc import Callable
@@ -14,7 +15,6 @@ from concurrent.futures import Future
 from copy import copy
 from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
 import numpy as np
 from vllm import AsyncEngineArgs
@@ -25,6 +25,8 @@ from vllm.v1.engine.core import EngineCore
 from vllm.v1.engine.core_client import AsyncMPClient, EngineCoreClient
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.outputs import LogprobsLists
+
+Call = Callable[[EngineCore], Any]
 
 
 class HeldOutputs:
@@ -63,20 +65,25 @@ class HeldOutputs:
 def _joined(parts: list[EngineCoreOutput]) -> EngineCoreOutput:
     """The last part with the tokens and log-probs of all."""
     last = parts[-1]
-    logprobs = [part.new_logprobs for part in parts]
     last.new_token_ids = [token for part in parts for token in part.new_token_ids]
-    last.new_logprobs = LogprobsLists(
-        np.concatenate([each.logprob_token_ids for each in logprobs]),
-        np.concatenate([each.logprobs for each in logprobs]),
-        np.concatenate([each.sampled_token_ranks for each in logprobs]),
-    )
+    logprobs = [part.new_logprobs for part in parts if part.new_logprobs is not None]
+    if logprobs:  # an answer that was given up may have none
+        last.new_logprobs = LogprobsLists(
+            np.concatenate([each.logprob_token_ids for each in logprobs]),
+            np.concatenate([each.logprobs for each in logprobs]),
+            np.concatenate([each.sampled_token_ranks for each in logprobs]),
+        )
     return last
 
 
 def start_in_process(args: AsyncEngineArgs) -> AsyncLLM:
     """AsyncLLM whose core is a thread. Call it inside the event loop that will use it; it blocks for seconds."""
-    with mock.patch.object(EngineCoreClient, "make_async_mp_client", InProcessCore):
+    makes_processes = EngineCoreClient.__dict__["make_async_mp_client"]
+    EngineCoreClient.make_async_mp_client = InProcessCore  # vLLM has no setting for it
+    try:
         return AsyncLLM.from_engine_args(args)
+    finally:
+        EngineCoreClient.make_async_mp_client = makes_processes
 
 
 class InProcessCore(AsyncMPClient):
@@ -88,7 +95,7 @@ class InProcessCore(AsyncMPClient):
         self.resources = SimpleNamespace(engine_dead=False)
         self.outputs_queue: asyncio.Queue[Any] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
-        self._work: queue.SimpleQueue[Callable[[EngineCore], bool]] = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[tuple[Call, Future[Any]] | None] = queue.SimpleQueue()
         self._core = EngineCore(vllm_config, executor_class, log_stats)
         self._held = HeldOutputs()
         self._expected: dict[str, int] = {}
@@ -108,7 +115,7 @@ class InProcessCore(AsyncMPClient):
 
     def unexpect(self, request_id: str) -> None:
         if self._expected.pop(request_id, None):
-            self._work.put(lambda core: False)
+            self._calls.put((lambda core: None, Future()))  # so that the core looks again
 
     async def add_request_async(self, request: Any) -> None:
         # The core writes into a request's features. Siblings share theirs until they are sent to another process, which
@@ -140,42 +147,53 @@ class InProcessCore(AsyncMPClient):
     def shutdown(self, timeout: float | None = None) -> None:
         """Return when the thread has ended and the core has freed what it held."""
         if self._thread.is_alive():
-            self._work.put(lambda core: True)
+            self._calls.put(None)
             self._thread.join()
             self._core.shutdown()
 
-    def _on_thread(self, call: Callable[[EngineCore], Any]) -> "asyncio.Future[Any]":
-        """The result of *call*, made between two steps of the core."""
+    def _on_thread(self, call: Call) -> "asyncio.Future[Any]":
+        """The result of *call*, made between two steps of the core; cancelled before that, it is not made at all."""
         if self.resources.engine_dead or not self._thread.is_alive():
             raise EngineDeadError
         done: Future[Any] = Future()
-
-        def work(core: EngineCore) -> bool:
-            try:
-                done.set_result(call(core))
-            except Exception as error:
-                done.set_exception(error)
-            return False
-
-        self._work.put(work)
+        self._calls.put((call, done))
+        if self.resources.engine_dead:  # meanwhile, perhaps after the thread emptied the queue
+            self._fail_calls()
         return asyncio.wrap_future(done)
 
     def _run(self) -> None:
         core = self._core
         try:
             while True:
-                while not self._work.empty() or not self._has_work():
-                    if self._work.get()(core):
+                while not self._calls.empty() or not self._has_work():
+                    asked = self._calls.get()
+                    if asked is None:
                         return
+                    self._make(*asked)
                 outputs, executed = core.step_fn()
                 core.post_step(executed)
                 for ended in self._held.add(outputs[0]) if outputs else ():
                     self._loop.call_soon_threadsafe(self.outputs_queue.put_nowait, ended)
         except Exception as error:
             self.resources.engine_dead = True
+            self._fail_calls()
             dead = EngineDeadError()
             dead.__cause__ = error
             self._loop.call_soon_threadsafe(self.outputs_queue.put_nowait, dead)
+
+    def _make(self, call: Call, done: "Future[Any]") -> None:
+        if not done.set_running_or_notify_cancel():
+            return
+        try:
+            done.set_result(call(self._core))
+        except Exception as error:  # the caller's, not the core's
+            done.set_exception(error)
+
+    def _fail_calls(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while asked := self._calls.get_nowait():
+                if asked[1].set_running_or_notify_cancel():
+                    asked[1].set_exception(EngineDeadError())
 
     def _has_work(self) -> bool:
         scheduler = self._core.scheduler
