@@ -191,6 +191,17 @@ async def test_logprobs_are_the_learners_before_and_after_a_publish(
     assert served.max_difference(after) < TOLERANCE
 
 
+async def test_a_version_that_comes_by_files_is_the_same(
+    served: Served, make_prompt: Callable[[int], Prompt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it does where the engine's workers are processes of their own."""
+    monkeypatch.setattr(served.worker._engine, "_is_in_process", False)
+    await served.publish(seed=2)
+    group = await served.sample(make_prompt(1), seed=3)
+    assert group.oldest_version == served.version
+    assert served.max_difference(group) < TOLERANCE
+
+
 async def test_an_old_version_is_refused_and_the_worker_goes_on(
     served: Served, make_prompt: Callable[[int], Prompt]
 ) -> None:
