@@ -34,7 +34,7 @@ def read(url: str) -> str:
 @pytest.fixture
 def head(tmp_path):
     """A Ray head with a dashboard, of this test alone: its environment and the addresses of dashboard and metrics."""
-    gcs, dashboard, metrics = free_port(), free_port(), free_port()
+    gcs, dashboard, metrics, agent = free_port(), free_port(), free_port(), free_port()
     env = os.environ | {
         "PATH": f"{BIN}:{os.environ['PATH']}",
         "RAY_AUTH_MODE": "disabled",
@@ -42,6 +42,8 @@ def head(tmp_path):
     }
     command = [BIN / "ray", "start", "--head", "--block", f"--port={gcs}", f"--dashboard-port={dashboard}"]
     command += [f"--metrics-export-port={metrics}", "--num-cpus=4", "--disable-usage-stats"]
+    # The agent takes the jobs. Its usual port may belong to that of another test's Ray.
+    command += [f"--dashboard-agent-listen-port={agent}"]
     with (tmp_path / "head.log").open("w") as log:
         process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
     try:
@@ -78,18 +80,11 @@ def test_a_submitted_job_trains_and_shows_its_metrics(head, tmp_path):
     for setting in settings:
         entrypoint += ["--set", setting]
     submit = [BIN / "ray", "job", "submit", "--address", dashboard, "--working-dir", ".", "--", *entrypoint]
+    with (tmp_path / "job.log").open("w") as log:
+        job = subprocess.Popen(submit, env=env, stdout=log, stderr=subprocess.STDOUT)
     logs = tmp_path / "job.log"
 
-    def start() -> subprocess.Popen[bytes]:
-        with logs.open("w") as log:
-            return subprocess.Popen(submit, env=env, stdout=log, stderr=subprocess.STDOUT)
-
-    job = start()
-
     def rewards() -> list[str]:
-        nonlocal job
-        if job.poll() and "No available agent" in logs.read_text():
-            job = start()  # a head has its dashboard before it can take jobs, and says to try again
         assert job.poll() in (None, 0), logs.read_text()
         return re.findall(r"^ray_star_r1_reward\{.*\} (\S+)", read(metrics), flags=re.MULTILINE)
 
