@@ -38,6 +38,7 @@ def connected(config: RunConfig) -> Iterator[None]:
         logger.info("using the Ray cluster at %s", os.environ["RAY_ADDRESS"])
     else:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a cluster of this process alone, on the loopback
+        os.environ.setdefault("RAY_metrics_report_interval_ms", "2000")
         os.environ.setdefault("RAY_task_events_report_interval_ms", "0")  # for a dashboard, and there is none
         wanted = config.rollout.workers + config.learner.ranks + 1
         num_cpus = max(wanted, os.cpu_count() or 1)

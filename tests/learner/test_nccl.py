@@ -38,6 +38,7 @@ def test_what_is_declared_is_what_is_sent_one_parameter_at_a_time():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU, on which NCCL opens a group of one")
-def test_rank_0_opens_the_transfer():
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="vLLM opens the transfer on a CUDA GPU only")
+def test_vllm_takes_what_rank_0_gives_it():
+    """A group of one sends to nobody: this shows that vLLM's interface is the one we call, not that weights arrive."""
     NcclSender(OneLayer(), rank=0, address="127.0.0.1", port=29555, world_size=1).send()
