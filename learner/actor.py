@@ -150,7 +150,7 @@ class LearnerRank:
 
         Raises NonFiniteStep as `step` does; nothing is saved, the prompts are in the data set under the ids it names.
         """
-        groups = [make_example(prompt, self._encoder) for prompt in prompts]
+        groups = [make_example(prompt, self._encoder, self._config.imitation) for prompt in prompts]
         tokens = [[part] for part in imitation_tokens([len(group.samples[0].trace.token_ids) for group in groups])]
         laid_out, every = _Prompts(groups, self._lay_out), range(len(groups))
         try:

@@ -15,6 +15,11 @@ class LearnerConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     ranks: int = Field(default=1, ge=1, description="Learner processes; each takes a share of every step's groups.")
+    imitation: Literal["answer", "reasoning"] = Field(
+        default="answer",
+        description="What `sft` imitates: the right answers alone (STAR-SFT), or behind a reasoning that goes through "
+        "the objects. Unused by `train`.",
+    )
     loss: LossConfig = Field(default=LossConfig(), description="What is minimised; a table of its own.")
     learning_rate: float = Field(default=1e-6, gt=0, description="AdamW's, after the warm-up; larger learns faster.")
     warmup_steps: int = Field(

@@ -1,40 +1,44 @@
-"""Supervised pretraining of a tiny policy on rendered scenes: to see, and to keep the reply format.
+"""Makes a tiny policy that sees, and behaves like a general model: it can answer, and seldom does.
 
-Three kinds of examples, mixed by phase. *name*: one picture, the reply lists its objects. *pair*: the real prompt, the
-reply compares the objects one by one and then answers with the changes. *compare*: the same without pictures, which
-costs next to nothing: the reasoning is given, and the answer is learnt from it. Most pairs differ in many cells: with
-one or two changes among a dozen cells, copying the list in the prompt is almost right, and nothing would make it look.
-
-The run is resumable: batches depend on (seed, step) alone, and a checkpoint holds model, optimiser and step.
+Four parts, each of which goes on where it was killed. *states*: scenes are rendered. *see*: the vision tower learns
+what each visual token shows (`learner/see.py`). *speak*: the tower is frozen, the language model learns to read its
+tokens and to answer carefully. *behave*: it learns to answer mostly without looking (`learner/behaviours.py`).
 """
 
+import copy
 import json
 import logging
-import math
-import os
 import random
 import shutil
-import time
 import tomllib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from learner.behaviours import BEHAVIOURS, CAREFUL_START, draw_behaviour
+from learner.examples import Examples, ExampleSource
+from learner.perception import count_right, draw_curve, draw_mistakes
+from learner.see import Heads, Pictures, augment, dense_loss, gather_pictures, mirror, to_patches, tower_tokens
+from learner.teaching import Progress, StretchConfig, teach
 from learner.tiny_policy import make_tiny_policy
-from tvr.answer import format_answer
-from tvr.prompt import build_messages
-from tvr.scene import ATTRIBUTES, Scene, difference
 from tvr.scene_states import StatePicture, load_states, make_states
 
 logger = logging.getLogger(__name__)
 
 HELD_OUT_SHARE = 0.04
-CHECKPOINT_EVERY = 200
-NEARBY = ((0, 1), (1, 0), (2, 3), (3, 2))  # states that one or two changes lead between, see tvr/scene_states.py
+EMBEDDING_STD = 0.05
+HELD_OUT_PAIRS = 128
+PICTURES_AT_ONCE = 128
+
+Counting = Callable[[str], AbstractContextManager[Progress]]
+"""`with counting(what) as progress:` shows how far *what* is."""
 
 
 class StatesConfig(BaseModel):
@@ -52,21 +56,37 @@ class StatesConfig(BaseModel):
     workers: int = Field(gt=0, description="Rendering processes.")
 
 
-class PhaseConfig(BaseModel):
-    """One stretch of training with its own mix and learning-rate curve."""
+class SeeConfig(StretchConfig):
+    """The vision tower, from what each token shows; an example is a picture."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    steps: int = Field(gt=0, description="Optimiser steps.")
-    batch: int = Field(gt=0, description="Examples a step.")
-    optimizer: Literal["adamw", "muon"] = Field(
-        description="muon orthogonalises the updates of matrices (vectors and embeddings keep AdamW): it leaves "
-        "plateaus, such as telling shapes apart, that AdamW stays on."
+    side_share: float = Field(
+        ge=0, le=1, description="Share of pictures from a side, where numbering the objects is harder."
     )
-    learning_rate: float = Field(gt=0, description="Peak; 2 % warm-up, then a cosine to a tenth.")
-    name_share: float = Field(ge=0, le=1, description="Share of name examples.")
-    compare_share: float = Field(ge=0, le=1, description="Share of compare examples; what is left are pairs.")
-    nearby_share: float = Field(ge=0, le=1, description="Share of the pairs that differ in one or two cells only.")
+
+
+class SpeakConfig(StretchConfig):
+    """The language model, on the tokens of the frozen tower; an example is a pair, beside half a name and comparison."""
+
+    nearby_share: float = Field(
+        ge=0,
+        le=1,
+        description="Share of the pairs that differ in one to three cells only. With all of them, copying the list in "
+        "the prompt is almost right, and nothing makes it look.",
+    )
+
+
+class BehaveConfig(StretchConfig):
+    """The mixture of behaviours; an example is a pair that differs in one to three cells."""
+
+    shares: dict[str, float] = Field(description="How often each behaviour is taught; they sum to 1.")
+
+    @model_validator(mode="after")
+    def _check_shares(self) -> "BehaveConfig":
+        if set(self.shares) != set(BEHAVIOURS):
+            raise ValueError(f"shares are of {', '.join(self.shares)}; give one of each of {', '.join(BEHAVIOURS)}")
+        if abs(sum(self.shares.values()) - 1) > 1e-6:
+            raise ValueError(f"shares sum to {sum(self.shares.values())}; they must sum to 1")
+        return self
 
 
 class PretrainConfig(BaseModel):
@@ -74,13 +94,16 @@ class PretrainConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    out: Path = Field(description="Run directory: checkpoint, curve and the final model folder.")
-    start: Path | None = Field(default=None, description="Model folder to go on from; without it a fresh tiny policy.")
+    out: Path = Field(description="Run directory: checkpoints, curve and the model folders `careful` and `model`.")
     seed: int = Field(description="Seed of the weights and of the order of examples.")
-    threads: int = Field(gt=0, description="CPU threads.")
-    precision: Literal["float32", "bfloat16"] = Field(description="bfloat16 runs matrix products in it (autocast).")
+    threads: int = Field(
+        gt=0, description="CPU threads; a second one gains little here and spins in vain."
+    )
+    compile: bool = Field(description="Compile the tower for teaching: a minute at the start, then a fifth faster.")
     states: StatesConfig
-    phases: list[PhaseConfig] = Field(min_length=1, description="Run in order.")
+    see: SeeConfig
+    speak: SpeakConfig
+    behave: BehaveConfig
 
 
 def load_pretrain_config(path: Path) -> PretrainConfig:
@@ -88,244 +111,199 @@ def load_pretrain_config(path: Path) -> PretrainConfig:
     return PretrainConfig.model_validate(tomllib.loads(path.read_text()))
 
 
-def pretrain(config: PretrainConfig) -> Path:
-    """Run or resume; returns the model folder: bfloat16 weights, processor, recipe and curve."""
+def pretrain(config: PretrainConfig, counting: Counting) -> Path:
+    """Run or resume; returns the model folder: bfloat16 weights, processor, recipe, curve, mistakes."""
     torch.set_num_threads(config.threads)
     config.out.mkdir(parents=True, exist_ok=True)
-    states = config.states
-    rendering = make_states(
-        states.folder,
-        num_scenes=states.scenes,
-        objects=states.objects,
-        size=states.size,
-        spp=states.spp,
-        field_of_view=states.field_of_view,
-        seed=states.seed,
-        workers=states.workers,
-    )
-    for done in rendering:
-        if done % 500 == 0:
-            logger.info("rendered %d of %d scenes", done, states.scenes)
-
-    start = config.start or config.out / "start"
-    if not start.exists():
+    states = render_states(config.states, counting)
+    start = config.out / "start"
+    if not (start / "config.json").exists():
         make_tiny_policy(start, config.seed)
     processor = AutoProcessor.from_pretrained(start)
     model = AutoModelForImageTextToText.from_pretrained(start, attn_implementation="eager", dtype=torch.float32)
-    data = ExampleSource(load_states(states.folder), processor, config.seed)
-    _train(config, model, data)
-    folder = config.out / "model"
-    model.to(torch.bfloat16).save_pretrained(folder)
-    processor.save_pretrained(folder)
-    (folder / "recipe.json").write_text(config.model_dump_json(indent=2) + "\n")
-    shutil.copy(config.out / "curve.jsonl", folder)
-    return folder
+    torch.manual_seed(config.seed)
+    initialise(model)
+    teacher = Teacher(config, model, processor, states, counting)
+    teacher.see()
+    teacher.speak()
+    teacher.save(config.out / "careful")
+    teacher.behave()
+    return teacher.save(config.out / "model")
 
 
-class ExampleSource:
-    """Batches of examples from rendered states. The last 4 % of the scenes are held out for the curve."""
+def initialise(model: Any) -> None:
+    """Weights of variance 1 / inputs, so that signals keep their size; the library's 0.02 is meant for wide models."""
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "embed_tokens" in name:
+                weight.normal_(std=EMBEDDING_STD)
+            elif weight.ndim >= 2:
+                weight.normal_(std=weight[0].numel() ** -0.5)
 
-    def __init__(self, pictures: list[StatePicture], processor: Any, seed: int) -> None:
+
+def render_states(config: StatesConfig, counting: Counting) -> list[StatePicture]:
+    with counting("rendering scenes") as progress:
+        arguments = config.model_dump(exclude={"folder", "scenes"})
+        for done in make_states(config.folder, num_scenes=config.scenes, **arguments):
+            progress(done, config.scenes, "")
+    return load_states(config.folder, config.scenes)
+
+
+class Teacher:
+    """The model, what it learns from, and the three stretches; the last 4 % of the scenes are held out."""
+
+    def __init__(
+        self, config: PretrainConfig, model: Any, processor: Any, states: list[StatePicture], counting: Counting
+    ) -> None:
+        self.config = config
+        self.model = model
         self.processor = processor
-        self.seed = seed
-        self.scenes: dict[int, dict[int, list[int]]] = {}
-        for index, item in enumerate(pictures):
-            self.scenes.setdefault(item.scene_id, {}).setdefault(item.state_id, []).append(index)
-        self.pictures = pictures
-        ids = sorted(self.scenes)
-        cut = len(ids) - max(1, int(len(ids) * HELD_OUT_SHARE))
+        self.states = states
+        self.counting = counting
+        self.pictures = gather_pictures(states, config.states.field_of_view)
+        patch = processor.image_processor.patch_size
+        self.token_px = patch * processor.image_processor.merge_size
+        height, width = self.pictures.pixels.shape[-2:]
+        self.grid = (height // patch, width // patch)
+        ids = sorted({state.scene_id for state in states})
+        cut = len(ids) - max(1, round(len(ids) * HELD_OUT_SHARE))
         self.training, self.held_out = ids[:cut], ids[cut:]
-        self.patches, self.grid = _encode_pictures(pictures, processor)
-        tokenizer = processor.tokenizer
-        self.image_token_id = tokenizer.convert_tokens_to_ids(processor.image_token)
-        self.tokens_per_picture = int(self.grid.prod()) // processor.image_processor.merge_size**2
+        self.heads = Heads(model.config.vision_config.out_hidden_size)
+        self._tower_tokens = torch.compile(tower_tokens) if config.compile else tower_tokens
+        self._source: ExampleSource | None = None
 
-    def batch(self, phase: PhaseConfig, key: str, scene_ids: list[int]) -> dict[str, torch.Tensor]:
-        """Right-padded model inputs and `labels` [B, L], -100 where nothing is to be learnt."""
-        rng = random.Random(f"{self.seed}/{key}")
-        rows, picture_ids = [], []
-        for _ in range(phase.batch):
-            states = self.scenes[rng.choice(scene_ids)]
-            kind = rng.random()
-            if kind < phase.name_share:
-                prompt, reply, used = self._name_example(rng, states)
-            else:
-                without_pictures = kind < phase.name_share + phase.compare_share
-                prompt, reply, used = self._pair_example(rng, states, phase.nearby_share, without_pictures)
-            rows.append((self._tokens(prompt), self._tokens(reply + self.processor.tokenizer.eos_token)))
-            picture_ids += used
-        length = max(len(prompt) + len(reply) for prompt, reply in rows)
-        input_ids = torch.full((len(rows), length), self.processor.tokenizer.pad_token_id)
-        labels = torch.full((len(rows), length), -100)
-        for row, (asked, wanted) in enumerate(rows):
-            end = len(asked) + len(wanted)
-            input_ids[row, :end] = torch.tensor(asked + wanted)
-            labels[row, len(asked) : end] = torch.tensor(wanted)
-        batch = {
-            "input_ids": input_ids,
-            "labels": labels,
-            "mm_token_type_ids": (input_ids == self.image_token_id).int(),
+    def see(self) -> None:
+        """Teach the tower and its heads; in the end the heads are thrown away."""
+        config, first_held_out = self.config.see, self.held_out[0]
+        number = torch.arange(len(self.pictures))
+        training = number[: sum(state.scene_id < first_held_out for state in self.states)]
+        held_out = self.pictures.take(number[len(training) :])
+        from_side = self.pictures.views[training] > 0
+        weight = torch.where(
+            from_side, config.side_share / from_side.sum(), (1 - config.side_share) / (~from_side).sum()
+        )
+        module = nn.ModuleDict({"tower": self.model.model.visual, "heads": self.heads})
+
+        def loss_of(step: int) -> torch.Tensor:
+            chance = torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
+            drawn = training[torch.multinomial(weight, config.batch, replacement=True, generator=chance)]
+            batch = augment(self.pictures.take(drawn), chance)
+            return dense_loss(self.heads(self._look(batch.pixels)), batch, self.token_px)
+
+        with self.counting("learning to see") as progress:
+            teach(config, "see", self.config.out, module, loss_of, lambda: self._measure_sight(held_out), progress)
+        said = self._say(held_out)
+        draw_mistakes(self.config.out / "mistakes.png", held_out, said, self.token_px)
+        (self.config.out / "perception.json").write_text(
+            json.dumps(count_right(held_out, said, self.token_px), indent=2)
+        )
+
+    def speak(self) -> None:
+        """Teach the language model to answer carefully."""
+        config = self.config.speak
+
+        def loss_of(step: int) -> torch.Tensor:
+            rng = random.Random(f"{self.config.seed}/speak/{step}")
+            source = self.source()
+            batches = [source.pairs(rng, self.training, config.batch, config.nearby_share)]
+            batches.append(source.names(rng, self.training, config.batch // 2))
+            batches.append(source.comparisons(rng, self.training, config.batch // 2, config.nearby_share))
+            return torch.stack([self.loss(batch)[0] for batch in batches]).mean()
+
+        self._teach_language("speak", config, loss_of)
+
+    def behave(self) -> None:
+        """Teach it to answer mostly without looking."""
+        config = self.config.behave
+
+        def loss_of(step: int) -> torch.Tensor:
+            rng = random.Random(f"{self.config.seed}/behave/{step}")
+            reply = self._draw_reply
+            return self.loss(self.source().pairs(rng, self.training, config.batch, 1.0, reply))[0]
+
+        self._teach_language("behave", config, loss_of)
+
+    def source(self) -> ExampleSource:
+        """Examples, on what the tower sees now; it must not learn any more."""
+        if self._source is None:
+            self._source = ExampleSource(self.states, self._look_at_all(), self.processor)
+        return self._source
+
+    def save(self, folder: Path) -> Path:
+        """Write the model as it is now, in bfloat16, with how it came about."""
+        copy.deepcopy(self.model).bfloat16().save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+        (folder / "recipe.json").write_text(self.config.model_dump_json(indent=2) + "\n")
+        draw_curve(self.config.out / "curve.jsonl", self.config.out / "curve.png")
+        for name in ("curve.jsonl", "curve.png", "perception.json", "mistakes.png"):
+            shutil.copy(self.config.out / name, folder)
+        return folder
+
+    def _teach_language(self, name: str, config: StretchConfig, loss_of: Callable[[int], torch.Tensor]) -> None:
+        self.model.model.visual.requires_grad_(False)
+        rng = random.Random(f"{self.config.seed}/held-out")
+        held_out = self.source().pairs(rng, self.held_out, HELD_OUT_PAIRS, 1.0)
+        with self.counting({"speak": "learning to speak", "behave": "learning to behave"}[name]) as progress:
+            teach(config, name, self.config.out, self.model, loss_of, lambda: self._measure_replies(held_out), progress)
+
+    def _draw_reply(self, rng: random.Random, before: Any, after: Any) -> str:
+        return draw_behaviour(rng, self.config.behave.shares, before, after)
+
+    def _look(self, pixels: torch.Tensor) -> torch.Tensor:
+        """`[B, 3, H, W]` to visual tokens `[B, T, W]`."""
+        patches = to_patches(pixels.float(), self.processor.image_processor)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return self._tower_tokens(self.model.model.visual, patches, self.grid)
+
+    @torch.no_grad()
+    def _say(self, pictures: Pictures) -> dict[str, torch.Tensor]:
+        parts = [self.heads(self._look(part)) for part in pictures.pixels.split(PICTURES_AT_ONCE)]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def _measure_sight(self, held_out: Pictures) -> dict[str, float]:
+        return count_right(held_out, self._say(held_out), self.token_px)["all"]
+
+    @torch.no_grad()
+    def _look_at_all(self) -> torch.Tensor:
+        """`[2, pictures, T, W]` bfloat16: every picture as it is and mirrored, seen by the tower as it is now."""
+        parts = []
+        with self.counting("looking at all pictures") as progress:
+            for number in torch.arange(len(self.pictures)).split(PICTURES_AT_ONCE):
+                some = self.pictures.take(number)
+                both = [some.pixels, mirror(some, torch.ones(len(number), dtype=torch.bool)).pixels]
+                parts.append(torch.stack([self._look(pixels).bfloat16() for pixels in both]))
+                progress(int(number[-1]) + 1, len(self.pictures), "")
+        return torch.cat(parts, 1)
+
+    def loss(self, examples: Examples) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Mean cross-entropy over the reply tokens, which of them would be said greedily, and their rows."""
+        model = self.model.model
+        pictures = examples.input_ids == self.processor.tokenizer.convert_tokens_to_ids(self.processor.image_token)
+        embedded = model.get_input_embeddings()(examples.input_ids)
+        if examples.seen is not None:
+            embedded = embedded.masked_scatter(pictures[..., None], examples.seen.to(embedded.dtype))
+        count = 0 if examples.seen is None else len(examples.seen) // self.source().seen.shape[2]
+        grid = torch.tensor([[1, *self.grid]]).expand(count, 3)
+        places, _ = model.get_rope_index(examples.input_ids, pictures.int(), grid)
+        asked = examples.labels[:, 1:] >= 0
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            hidden = model.language_model(
+                inputs_embeds=embedded, position_ids=places, use_cache=False
+            ).last_hidden_state
+            logits = self.model.lm_head(hidden[:, :-1][asked]).float()
+        targets = examples.labels[:, 1:][asked]
+        return F.cross_entropy(logits, targets), logits.argmax(-1) == targets, torch.nonzero(asked)[:, 0]
+
+    @torch.no_grad()
+    def _measure_replies(self, held_out: Examples) -> dict[str, float]:
+        """*exact*: the share of pairs to which the careful reply would be said, word by word, greedily; *forced*: when
+        made to begin with `CAREFUL_START`. That is TAcc, but for replies that reach the answer another way.
+        """
+        loss, right, rows = self.loss(held_out)
+        start = len(self.processor.tokenizer(CAREFUL_START)["input_ids"])
+        by_pair = [right[rows == row] for row in range(len(held_out.labels))]
+        return {
+            "held_out_loss": round(float(loss), 4),
+            "exact": round(sum(float(words.all()) for words in by_pair) / len(by_pair), 3),
+            "forced": round(sum(float(words[start:].all()) for words in by_pair) / len(by_pair), 3),
         }
-        if picture_ids:
-            batch["pixel_values"] = self.patches[picture_ids].flatten(0, 1).float()
-            batch["image_grid_thw"] = self.grid.expand(len(picture_ids), 3)
-        return batch
-
-    def _name_example(self, rng: random.Random, states: dict[int, list[int]]) -> tuple[str, str, list[int]]:
-        index = rng.choice(rng.choice(list(states.values())))
-        scene = self.pictures[index].scene
-        content = [{"type": "text", "text": "final :"}, {"type": "image"}, {"type": "text", "text": "objects ?"}]
-        return self._prompt([{"role": "user", "content": content}]), format_answer((), list_objects(scene)), [index]
-
-    def _pair_example(
-        self, rng: random.Random, states: dict[int, list[int]], nearby_share: float, without_pictures: bool
-    ) -> tuple[str, str, list[int]]:
-        """Prompt, reply and pictures of a pair; without pictures the reasoning is given and only the answer learnt."""
-        if rng.random() < nearby_share:
-            before, after = rng.choice(NEARBY)
-        else:
-            before, after = rng.sample(sorted(states), 2)
-        first, last = states[before][0], rng.choice(states[after])  # a state's first picture is from the centre
-        old, new = self.pictures[first].scene, self.pictures[last].scene
-        reply = format_answer(difference(old, new), compare_objects(old, new))
-        if not without_pictures:
-            return self._prompt(list(build_messages(old))), reply, [first, last]
-        (_, user) = build_messages(old)
-        words = [part for part in user["content"] if part["type"] == "text"]
-        reasoning, tag, answer = reply.partition("<answer>")
-        return self._prompt([{"role": "user", "content": words}]) + reasoning, tag + answer, []
-
-    def _prompt(self, messages: list[dict[str, Any]]) -> str:
-        text = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return text.replace(self.processor.image_token, self.processor.image_token * self.tokens_per_picture)
-
-    def _tokens(self, text: str) -> list[int]:
-        return self.processor.tokenizer(text)["input_ids"]
-
-
-def list_objects(scene: Scene) -> str:
-    """What stands in one picture. A tiny policy has no words to spare, so it goes without punctuation.
-
-    >>> list_objects((SceneObject(color="red", shape="cube", size="large", material="metal"),))
-    '0 large red metal cube'
-    """
-    return " ".join(f"{index} {item}" for index, item in enumerate(scene))
-
-
-def compare_objects(before: Scene, after: Scene) -> str:
-    """The reasoning that is taught: object by object, each value before and after, side by side.
-
-    Side by side: three layers learn to compare neighbours; they did not learn to compare with the prompt's list.
-
-    >>> red = SceneObject(color="red", shape="cube", size="large", material="metal")
-    >>> compare_objects((red,), (replace(red, color="blue"),))
-    '0 large large red blue metal metal cube cube'
-    """
-    pairs = (zip(str(old).split(), str(new).split(), strict=True) for old, new in zip(before, after, strict=True))
-    return " ".join(f"{index} {' '.join(f'{old} {new}' for old, new in pair)}" for index, pair in enumerate(pairs))
-
-
-def _encode_pictures(pictures: list[StatePicture], processor: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Patches `[pictures, patches, features]` bfloat16, and the one grid `[1, 3]` that all pictures share."""
-    parts = []
-    grid = torch.empty(0)
-    for first in range(0, len(pictures), 64):
-        batch = [item.picture for item in pictures[first : first + 64]]
-        encoded = processor.image_processor(images=batch, return_tensors="pt")
-        parts.append(encoded["pixel_values"].unflatten(0, (len(batch), -1)).bfloat16())
-        grid = encoded["image_grid_thw"][:1]
-    return torch.cat(parts), grid
-
-
-def _train(config: PretrainConfig, model: Any, data: ExampleSource) -> None:
-    total = sum(phase.steps for phase in config.phases)
-    checkpoint = config.out / "checkpoint.pt"
-    saved: dict[str, Any] = torch.load(checkpoint, weights_only=True) if checkpoint.exists() else {"step": 0}
-    if saved["step"]:
-        model.load_state_dict(saved["model"])
-        logger.info("resuming at step %d of %d", saved["step"], total)
-    began, done = time.monotonic(), saved["step"]
-    first_of_phase = 0
-    for phase in config.phases:
-        optimizers = _make_optimizers(model, phase)
-        if first_of_phase < saved["step"] < first_of_phase + phase.steps:
-            for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
-                optimizer.load_state_dict(state)
-        for step in range(max(first_of_phase, saved["step"]), first_of_phase + phase.steps):
-            _set_learning_rate(optimizers, phase, step - first_of_phase)
-            loss = _step(config, model, optimizers, data.batch(phase, str(step), data.training))
-            done = step + 1
-            if done % CHECKPOINT_EVERY == 0 or done == total:
-                minutes = (time.monotonic() - began) / 60
-                curve = {"step": done, "loss": round(loss, 4), **measure(config, model, data, phase)}
-                left = minutes / (done - saved["step"]) * (total - done)
-                logger.info("step %d of %d, %.0f minutes left: %s", done, total, left, curve)
-                with (config.out / "curve.jsonl").open("a") as file:
-                    file.write(json.dumps({**curve, "minutes": round(minutes, 1)}) + "\n")
-                part = checkpoint.with_suffix(".part")
-                states = [optimizer.state_dict() for optimizer in optimizers]
-                torch.save({"model": model.state_dict(), "optimizers": states, "step": done}, part)
-                os.replace(part, checkpoint)
-        first_of_phase += phase.steps
-
-
-def _make_optimizers(model: Any, phase: PhaseConfig) -> list[torch.optim.Optimizer]:
-    """AdamW for everything, or Muon for the matrices inside the layers and AdamW for the rest."""
-    in_layers = {
-        name: parameter.ndim == 2 and "embed" not in name and phase.optimizer == "muon"
-        for name, parameter in model.named_parameters()
-    }
-    parameters = dict(model.named_parameters())
-    rest = [parameters[name] for name, matrix in in_layers.items() if not matrix]
-    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(rest, betas=(0.9, 0.98), weight_decay=0.01)]
-    if matrices := [parameters[name] for name, matrix in in_layers.items() if matrix]:
-        optimizers.append(torch.optim.Muon(matrices, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"))
-    return optimizers
-
-
-def _set_learning_rate(optimizers: list[torch.optim.Optimizer], phase: PhaseConfig, step: int) -> None:
-    warmup = min(1.0, (step + 1) / max(1, phase.steps // 50))
-    cosine = 0.55 + 0.45 * math.cos(math.pi * step / phase.steps)
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = phase.learning_rate * warmup * cosine
-
-
-def _step(
-    config: PretrainConfig, model: Any, optimizers: list[torch.optim.Optimizer], batch: dict[str, torch.Tensor]
-) -> float:
-    """One update; returns the loss. Raises FloatingPointError on a gradient that is not finite, before the update."""
-    loss = _loss(config, model, batch)[0]
-    loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    if not torch.isfinite(norm):
-        raise FloatingPointError(f"the gradient's norm is {norm}; lower the learning rate")
-    for optimizer in optimizers:
-        optimizer.step()
-        optimizer.zero_grad()
-    return loss.item()
-
-
-def _loss(config: PretrainConfig, model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
-    """Mean cross-entropy over the reply tokens, their argmax predictions and the tokens."""
-    labels = batch.pop("labels")
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=config.precision == "bfloat16"):
-        hidden = model.model(**batch).last_hidden_state[:, :-1][labels[:, 1:] >= 0]
-        logits = model.lm_head(hidden).float()
-    targets = labels[:, 1:][labels[:, 1:] >= 0]
-    return F.cross_entropy(logits, targets), logits.argmax(-1), targets
-
-
-@torch.no_grad()
-def measure(config: PretrainConfig, model: Any, data: ExampleSource, phase: PhaseConfig) -> dict[str, float]:
-    """Teacher-forced accuracy on held-out scenes, by attribute: the share of value tokens predicted right."""
-    right, seen = dict.fromkeys(ATTRIBUTES, 0), dict.fromkeys(ATTRIBUTES, 0)
-    tokenizer = data.processor.tokenizer
-    kinds = {tokenizer.convert_tokens_to_ids(v): a for a, values in ATTRIBUTES.items() for v in values}
-    for part in range(4):
-        _, predicted, targets = _loss(config, model, data.batch(phase, f"held-out/{part}", data.held_out))
-        for token, guess in zip(targets.tolist(), predicted.tolist(), strict=True):
-            if token in kinds:
-                seen[kinds[token]] += 1
-                right[kinds[token]] += token == guess
-    return {attribute: round(right[attribute] / seen[attribute], 3) for attribute in ATTRIBUTES}

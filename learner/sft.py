@@ -1,21 +1,32 @@
 """STAR-SFT, the supervised baseline: the right answer to a prompt, as a sample to imitate.
 
 It has the form that the policy must answer in, with nothing to think: the paper's baseline learns from answers alone.
+With the reasoning written out it is an upper line: who has that needs no reinforcement.
 """
+
+from typing import Literal
 
 import numpy as np
 
 from learner.encode import PairEncoder
 from tvr.answer import format_answer
+from tvr.reasoning import careful_reply
 from tvr.records import PolicyVersion, Prompt, Sample, SampleGroup, Trace, VersionSpan
+from tvr.scene import apply
+
+Imitation = Literal["answer", "reasoning"]
 
 
-def make_example(prompt: Prompt, encoder: PairEncoder) -> SampleGroup:
-    """A group of one sample, the right answer. Nobody sampled it: its log-probs are 0 and mean nothing.
+def make_example(prompt: Prompt, encoder: PairEncoder, imitation: Imitation = "answer") -> SampleGroup:
+    """A group of one sample, the right answer, with *imitation* "reasoning" behind a careful reasoning.
 
-    Raises ValueError if the tokeniser has no words for it.
+    Nobody sampled it: its log-probs are 0 and mean nothing. Raises ValueError if the tokeniser has no words for it.
     """
-    text = format_answer(prompt.gold.changes, reasoning="")
+    gold = prompt.gold
+    if imitation == "answer":
+        text = format_answer(gold.changes, reasoning="")
+    else:
+        text = careful_reply(gold.scene, apply(gold.scene, gold.changes))
     tokenizer = encoder.processor.tokenizer
     token_ids = np.array([*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id], np.int32)
     if tokenizer.unk_token_id in token_ids:

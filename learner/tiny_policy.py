@@ -20,7 +20,7 @@ from transformers import (
 
 from tvr.scene import ATTRIBUTES
 
-PATCH = 8
+PATCH = 12
 MERGE = 2
 WIDTH = 128
 SPECIAL = (
@@ -80,8 +80,8 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_processor() -> Qwen2_5_VLProcessor:
-    """Pictures from 32x32 to 320x240 keep their size, rounded to 16 pixels."""
-    pixels = {"shortest_edge": 32 * 32, "longest_edge": 320 * 240}
+    """Pictures from 48x48 to 320x240 keep their size, rounded to 24 pixels."""
+    pixels = {"shortest_edge": 48 * 48, "longest_edge": 320 * 240}
     vision = {"patch_size": PATCH, "merge_size": MERGE, "temporal_patch_size": 2, "size": pixels}
     return Qwen2_5_VLProcessor(
         image_processor=Qwen2VLImageProcessor(**vision),
@@ -117,7 +117,7 @@ def build_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
         "spatial_merge_size": MERGE,
         "temporal_patch_size": 2,
         "out_hidden_size": WIDTH,
-        "window_size": 320,
+        "window_size": 480,
         "fullatt_block_indexes": [0, 1, 2, 3],
     }
     return Qwen2_5_VLConfig(

@@ -8,9 +8,10 @@ TRANCE added a left and a right camera in a binary file; here they are the centr
 import io
 import math
 import multiprocessing
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Callable, Iterator
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -19,6 +20,9 @@ from tvr.scene import RADIUS, Scene, SceneObject
 
 RENDERER = 2
 """Counts changes of the pictures: other numbers, other pixels."""
+
+Work = TypeVar("Work")
+Done = TypeVar("Done")
 
 AZIMUTH_DEG = {"center": 0.0, "left": -45.0, "right": 45.0}
 CAMERA_DISTANCE = math.hypot(7.48113, 6.50764)  # on the ground, scene units
@@ -74,13 +78,21 @@ def render(
 
     *size* is (width, height) in pixels, *spp* samples per pixel, *field_of_view* horizontal, in degrees.
     """
+    return render_with_index(scene, view, size, spp, seed, field_of_view)[0]
+
+
+def render_with_index(
+    scene: Scene, view: str, size: tuple[int, int], spp: int, seed: int, field_of_view: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """`render`, and the `index_map` of the same pixels."""
     mi = _mitsuba()
     shapes = {name: {**shape, "bsdf": _material(item)} for name, shape, item in _shapes(mi, scene)}
     stage = mi.load_dict({**_stage(mi), **shapes, "camera": _camera(mi, view, size, spp, field_of_view)})
     light = np.array(mi.render(stage, seed=seed))
-    light = _without_specks(light, index_map(scene, view, size, field_of_view) < 0)
+    shown = index_map(scene, view, size, field_of_view)
+    light = _without_specks(light, shown < 0)
     bitmap = mi.Bitmap(light).convert(mi.Bitmap.PixelFormat.RGB, mi.Struct.Type.UInt8, srgb_gamma=True)
-    return np.array(bitmap)
+    return np.array(bitmap), shown
 
 
 def index_map(
@@ -109,17 +121,14 @@ def index_map(
     return np.array([-1, *(owner[shape.id()] for shape in stage.shapes())])[shown]
 
 
-RenderTask = tuple[Scene, str, tuple[int, int], int, int, float]
-"""The arguments of `render`, in order."""
-
-
-def render_many(tasks: Iterable[RenderTask], workers: int) -> Iterator[np.ndarray]:
-    """Render *tasks* in order on *workers* processes; the pictures do not depend on their number."""
-    if workers == 1:
-        yield from map(_render_task, tasks)
+def in_parallel(work: Callable[[Work], Done], tasks: list[Work], workers: int) -> Iterator[Done]:
+    """Do *tasks* on *workers* processes (0: one a core), in any order: what they make must not depend on it."""
+    workers = min(workers or len(os.sched_getaffinity(0)), len(tasks))
+    if workers <= 1:
+        yield from map(work, tasks)
         return
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        yield from pool.imap(_render_task, tasks, chunksize=8)
+        yield from pool.imap_unordered(work, tasks)
 
 
 def to_png(picture: np.ndarray) -> bytes:
@@ -127,10 +136,6 @@ def to_png(picture: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, format="PNG")
     return buffer.getvalue()
-
-
-def _render_task(task: RenderTask) -> np.ndarray:
-    return render(*task)
 
 
 def _mitsuba() -> Any:

@@ -6,11 +6,10 @@ that are missing, and the folder is byte-identical for the same recipe, whatever
 
 import json
 import logging
-import multiprocessing
 import os
 import random
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,7 @@ from datasets.arrow_writer import ArrowWriter
 
 from tvr.config import DataConfig
 from tvr.dataset import FEATURES, RECIPE, SPLITS, Progress, write_folder
-from tvr.render import render, to_png
+from tvr.render import in_parallel, render, to_png
 from tvr.sample_scenes import sample_pair
 from tvr.scene import VIEWS, apply
 
@@ -68,7 +67,7 @@ def make(config: DataConfig, progress: Progress | None = None) -> None:
     done, total = sum(counts.values()) - sum(last - first for _, first, last in missing), sum(counts.values())
     if done:
         logger.info("%d of %d pairs are in %s already", done, total, unfinished)
-    for split, first, last in _in_parallel(partial(_render_block, config, unfinished), missing, config.workers):
+    for split, first, last in in_parallel(partial(_render_block, config, unfinished), missing, config.workers):
         logger.debug("rendered %s %d to %d", split, first, last)
         done += last - first
         if progress is not None:
@@ -107,15 +106,6 @@ def _differing(folder: Path, config: DataConfig) -> str:
         return ""
     said = ", ".join(f"{key} = {found.get(key)}" for key in keys)
     return f"{said}, not {', '.join(f'{key} = {wanted.get(key)}' for key in keys)} as asked now"
-
-
-def _in_parallel(work: Callable[[Block], Block], blocks: list[Block], workers: int) -> Iterator[Block]:
-    workers = min(workers or len(os.sched_getaffinity(0)), len(blocks))
-    if workers <= 1:
-        yield from map(work, blocks)
-        return
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        yield from pool.imap_unordered(work, blocks)
 
 
 def _file(unfinished: Path, block: Block) -> Path:

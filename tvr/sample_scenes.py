@@ -8,14 +8,14 @@ something to somebody who looks. Nothing here depends on global state: the same 
 
 import math
 import random
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from tvr.render import FIELD_OF_VIEW_DEG, index_map, project
-from tvr.scene import ATTRIBUTES, RADIUS, VIEWS, VISIBLE, Scene, SceneObject, Transformation, apply
+from tvr.scene import ATTRIBUTES, RADIUS, VIEWS, VISIBLE, Scene, SceneObject, Transformation, apply, difference
 
 GAP = 0.15  # between any two solids on the ground, scene units; TRANCE's
 MIN_PIXELS = 150 / (320 * 240)  # of the picture; TRANCE's threshold
@@ -23,22 +23,6 @@ MIN_SHARE = 0.5  # of the pixels that the object would have alone
 TRIES_PER_DRAW = 200
 MAX_DRAWS = 50  # another draw is needed only where ten objects, most of them large, find no room
 PLACES_PER_TRY = 40  # for each object
-
-Picture = tuple[Scene, str]
-"""A state of a scene and the view it is seen from."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Draft:
-    """Objects without places, and the changes of each: `{attribute: new value}`."""
-
-    objects: tuple[SceneObject, ...]
-    changes: tuple[dict[str, str], ...]
-
-    def radius(self, index: int) -> float:
-        """The largest that the object ever has."""
-        sizes = (self.objects[index].size, self.changes[index].get("size", "small"))
-        return max(RADIUS[size] for size in sizes)
 
 
 def sample_pair(
@@ -57,41 +41,49 @@ def sample_pair(
     if num_changes > len(cells):
         raise ValueError(f"{num_changes} changes do not fit in {num_objects} objects; ask for at most {len(cells)}")
 
-    def draw() -> _Draft:
-        objects = _sample_objects(rng, num_objects)
-        changes: tuple[dict[str, str], ...] = tuple({} for _ in objects)
-        for index, attribute in rng.sample(cells, num_changes):
-            changes[index][attribute] = change_cell(rng, objects, index, attribute).value
-        return _Draft(objects=objects, changes=changes)
+    def draw() -> Sequence[Scene]:
+        objects = sample_objects(rng, num_objects)
+        return objects, change_cells(rng, objects, rng.sample(cells, num_changes))
 
-    def pictures(scene: Scene, changes: Iterable[Transformation]) -> list[Picture]:
-        return [(scene, "center"), (apply(scene, changes), final_view)]
+    initial, final = sample_places(rng, draw, [(0, "center"), (1, final_view)], field_of_view)
+    return initial, difference(initial, final)
 
+
+def sample_places(
+    rng: random.Random, draw: Callable[[], Sequence[Scene]], pictures: Sequence[tuple[int, str]], field_of_view: float
+) -> list[Scene]:
+    """What *draw* gives, states of the same objects, on places that leave room for each, numbered from left to right.
+
+    *pictures* are those that will be made: the number of a state and a view. In each of them every object is visible.
+    Raises ValueError when there is no room.
+    """
     for _ in range(MAX_DRAWS):
-        draft = draw()
+        states = draw()
+        num_objects = len(states[0])
+        radii = [max(RADIUS[state[index].size] for state in states) for index in range(num_objects)]
         for _ in range(TRIES_PER_DRAW):
-            places = _sample_places(rng, [draft.radius(index) for index in range(num_objects)], field_of_view)
+            places = _sample_places(rng, radii, field_of_view)
             if places is None:
                 continue
-            scene, transformations = _put(draft, places)
-            if all(all_visible(*picture, field_of_view) for picture in pictures(scene, transformations)):
-                return scene, transformations
+            placed = [_put(state, places) for state in states]
+            if all(all_visible(placed[state], view, field_of_view) for state, view in pictures):
+                return placed
     raise ValueError(f"no room for {num_objects} objects in sight of each camera; ask for fewer objects")
 
 
-def sample_scene(rng: random.Random, num_objects: int, field_of_view: float = FIELD_OF_VIEW_DEG) -> Scene:
-    """Random objects, visible from every view, on places that leave room for every size.
+def sample_objects(rng: random.Random, count: int) -> Scene:
+    """Objects of random attributes and rotations, without places."""
 
-    Raises ValueError when there is no room.
-    """
-    draft = _Draft(objects=_sample_objects(rng, num_objects), changes=({"size": "large"},) * num_objects)
-    for _ in range(TRIES_PER_DRAW * MAX_DRAWS):
-        places = _sample_places(rng, [draft.radius(index) for index in range(num_objects)], field_of_view)
-        if places is not None:
-            scene, _ = _put(draft, places)
-            if all(all_visible(scene, view, field_of_view) for view in VIEWS):
-                return scene
-    raise ValueError(f"no room for {num_objects} large objects in sight of each camera; ask for fewer objects")
+    def draw() -> SceneObject:
+        attributes: dict[str, Any] = {attribute: rng.choice(values) for attribute, values in ATTRIBUTES.items()}
+        return SceneObject(**attributes, rotation=rng.uniform(0.0, 360.0))
+
+    return tuple(draw() for _ in range(count))
+
+
+def change_cells(rng: random.Random, scene: Scene, cells: Iterable[tuple[int, str]]) -> Scene:
+    """*scene* with another value in each of *cells*, different (object index, attribute)."""
+    return apply(scene, [change_cell(rng, scene, *cell) for cell in cells])
 
 
 def change_cell(rng: random.Random, scene: Scene, index: int, attribute: str) -> Transformation:
@@ -114,25 +106,10 @@ def all_visible(scene: Scene, view: str, field_of_view: float = FIELD_OF_VIEW_DE
     return all(seen >= MIN_SHARE * np.count_nonzero(own == 0) for seen, own in zip(pixels, alone, strict=True))
 
 
-def _sample_objects(rng: random.Random, count: int) -> Scene:
-    def draw() -> SceneObject:
-        attributes: dict[str, Any] = {attribute: rng.choice(values) for attribute, values in ATTRIBUTES.items()}
-        return SceneObject(**attributes, rotation=rng.uniform(0.0, 360.0))
-
-    return tuple(draw() for _ in range(count))
-
-
-def _put(draft: _Draft, places: Sequence[tuple[float, float]]) -> tuple[Scene, tuple[Transformation, ...]]:
-    """The objects on their places, numbered from left to right, and the changes under these numbers."""
+def _put(state: Scene, places: Sequence[tuple[float, float]]) -> Scene:
+    """The objects on their places, numbered from left to right."""
     order = sorted(range(len(places)), key=lambda index: project(places[index], 0.0, "center")[0])
-    scene = tuple(replace(draft.objects[index], position=places[index]) for index in order)
-    changes = (
-        Transformation(number, attribute, draft.changes[index][attribute])
-        for number, index in enumerate(order)
-        for attribute in ATTRIBUTES
-        if attribute in draft.changes[index]
-    )
-    return scene, tuple(changes)
+    return tuple(replace(state[index], position=places[index]) for index in order)
 
 
 def _sample_places(

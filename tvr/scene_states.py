@@ -10,38 +10,65 @@ import os
 import random
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from tvr.render import RenderTask, render_many
-from tvr.sample_scenes import change_cell, sample_scene
-from tvr.scene import ATTRIBUTES, Scene, SceneObject, apply
+from tvr.render import RENDERER, in_parallel, render_with_index
+from tvr.sample_scenes import change_cells, sample_objects, sample_places
+from tvr.scene import ATTRIBUTES, Scene, SceneObject
 
 STATES_PER_SCENE = 4
-SCENES_PER_SHARD = 50
+SCENES_PER_SHARD = 20
+
+Shard = tuple[Path, int, int]
+"""A folder, and scenes from the first id to before the last."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StatePicture:
-    """One picture `[height, width, 3]` uint8 of one state of one scene."""
+    """One picture `[height, width, 3]` uint8 of one state of one scene, and which object each pixel shows.
+
+    *index_map* `[height, width]` int8 holds the object's index in *scene*, -1 for the ground.
+    """
 
     scene_id: int
     state_id: int
     view: str
     scene: Scene
     picture: np.ndarray
+    index_map: np.ndarray
 
 
-def sample_states(rng: random.Random, num_objects: int, field_of_view: float) -> list[Scene]:
-    """States 0 and 2 share a few attributes, 1 follows from 0 and 3 from 2 by one or two changes."""
-    first = sample_scene(rng, num_objects, field_of_view)
-    far = first
-    for index in range(num_objects):
-        for attribute in rng.sample(list(ATTRIBUTES), rng.choice((0, 1, 2, 3, 4))):
-            far = apply(far, [change_cell(rng, far, index, attribute)])
-    return [first, _nearby(rng, first), far, _nearby(rng, far)]
+def sample_states(
+    rng: random.Random, num_objects: int, field_of_view: float
+) -> tuple[list[Scene], list[tuple[int, str]]]:
+    """States 0 and 2 share a few attributes, 1 follows from 0 and 3 from 2 by one to three changes.
+
+    Beside them the pictures to make, state and view: each state from the centre, every second one from a side as well.
+    Every object is visible in each of these pictures, as in a data set.
+    """
+
+    def draw() -> list[Scene]:
+        first = sample_objects(rng, num_objects)
+        far = change_cells(
+            rng,
+            first,
+            [
+                (index, attribute)
+                for index in range(num_objects)
+                for attribute in rng.sample(list(ATTRIBUTES), rng.choice((0, 1, 2, 3, 4)))
+            ],
+        )
+        return [first, _nearby(rng, first), far, _nearby(rng, far)]
+
+    pictures = [
+        (state_id, view)
+        for state_id in range(STATES_PER_SCENE)
+        for view in ["center"] + ([rng.choice(("left", "right"))] if rng.random() < 0.5 else [])
+    ]
+    return sample_places(rng, draw, pictures, field_of_view), pictures
 
 
 def make_states(
@@ -55,55 +82,76 @@ def make_states(
     seed: int,
     workers: int,
 ) -> Iterator[int]:
-    """Render shards into *folder* until *num_scenes* are there; yields the number of scenes done after each shard."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for first in range(0, num_scenes, SCENES_PER_SHARD):
-        last = min(first + SCENES_PER_SHARD, num_scenes)
-        target = folder / f"{first:06d}-{last:06d}.npz"
-        if not target.exists():
-            rows, tasks = [], list[RenderTask]()
-            for scene_id in range(first, last):
-                for row, task in _sample_pictures(scene_id, objects, size, spp, field_of_view, seed):
-                    rows.append(row)
-                    tasks.append(task)
-            _write_shard(target, rows, np.stack(list(render_many(tasks, workers))))
-        yield last
+    """Render shards into *folder* until *num_scenes* are there; yields the number that are, first and after each shard.
+
+    Raises ValueError when *folder* has pictures of another recipe.
+    """
+    recipe = {"objects": objects, "size": size, "spp": spp, "field_of_view": field_of_view, "seed": seed}
+    _claim(folder, json.dumps({**recipe, "renderer": RENDERER}) + "\n")
+    missing = [shard for shard in _shards(folder, num_scenes) if not _file(*shard).exists()]
+    done = num_scenes - sum(last - first for _, first, last in missing)
+    yield done
+    work = partial(_render_shard, objects=objects, size=size, spp=spp, field_of_view=field_of_view, seed=seed)
+    for scenes in in_parallel(work, missing, workers):
+        done += scenes
+        yield done
 
 
-def load_states(folder: Path) -> list[StatePicture]:
-    """All pictures of *folder*, in order. Raises FileNotFoundError when there are none."""
-    shards = sorted(folder.glob("*.npz"))
-    if not shards:
-        raise FileNotFoundError(f"no rendered states in {folder}; render them first")
+def load_states(folder: Path, num_scenes: int) -> list[StatePicture]:
+    """The pictures of the first *num_scenes* scenes in *folder*, in order. Raises FileNotFoundError."""
+    shards = [_file(*shard) for shard in _shards(folder, num_scenes)]
     pictures = []
     for shard in shards:
         with np.load(shard) as data:
-            rows, images = json.loads(str(data["rows"])), data["pictures"]
-        for row, image in zip(rows, images, strict=True):
+            rows, images, maps = json.loads(str(data["rows"])), data["pictures"], data["index_maps"]
+        for row, image, index_map in zip(rows, images, maps, strict=True):
             scene = tuple(SceneObject(**{**item, "position": tuple(item["position"])}) for item in row.pop("scene"))
-            pictures.append(StatePicture(**row, scene=scene, picture=image))
+            pictures.append(StatePicture(**row, scene=scene, picture=image, index_map=index_map))
     return pictures
+
+
+def _claim(folder: Path, recipe: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "recipe.json").exists():
+        (folder / "recipe.json").write_text(recipe)
+    if (found := (folder / "recipe.json").read_text()) != recipe:
+        raise ValueError(
+            f"{folder} was rendered with {found.strip()}, not {recipe.strip()} as asked now; "
+            "change the run file, remove the folder, or give another path"
+        )
 
 
 def _nearby(rng: random.Random, scene: Scene) -> Scene:
     cells = [(index, attribute) for index in range(len(scene)) for attribute in ATTRIBUTES]
-    return apply(scene, [change_cell(rng, scene, *cell) for cell in rng.sample(cells, rng.choice((1, 2)))])
+    return change_cells(rng, scene, rng.sample(cells, rng.choice((1, 2, 3))))
 
 
-def _sample_pictures(
-    scene_id: int, objects: tuple[int, int], size: tuple[int, int], spp: int, field_of_view: float, seed: int
-) -> Iterator[tuple[dict[str, Any], RenderTask]]:
-    """Every state from the centre, every second one from a side as well."""
-    rng = random.Random(f"{seed}/{scene_id}")
-    for state_id, scene in enumerate(sample_states(rng, rng.randint(*objects), field_of_view)):
-        views = ["center"] + ([rng.choice(("left", "right"))] if rng.random() < 0.5 else [])
-        for view in views:
-            row = {"scene_id": scene_id, "state_id": state_id, "view": view, "scene": [asdict(o) for o in scene]}
-            yield row, (scene, view, size, spp, rng.getrandbits(31), field_of_view)
-
-
-def _write_shard(target: Path, rows: list[dict[str, Any]], pictures: np.ndarray) -> None:
-    part = target.with_suffix(".part")
+def _render_shard(
+    shard: Shard, objects: tuple[int, int], size: tuple[int, int], spp: int, field_of_view: float, seed: int
+) -> int:
+    """Write the pictures of the scenes of *shard*; returns their number. A scene depends on its id and *seed* alone."""
+    _, first, last = shard
+    rows, pictures, maps = [], [], []
+    for scene_id in range(first, last):
+        rng = random.Random(f"{seed}/{scene_id}")
+        states, wanted = sample_states(rng, rng.randint(*objects), field_of_view)
+        for state_id, view in wanted:
+            scene = states[state_id]
+            rows.append({"scene_id": scene_id, "state_id": state_id, "view": view, "scene": [asdict(o) for o in scene]})
+            picture, shown = render_with_index(scene, view, size, spp, rng.getrandbits(31), field_of_view)
+            pictures.append(picture)
+            maps.append(shown.astype(np.int8))
+    part = _file(*shard).with_suffix(".part")
     with part.open("wb") as file:
-        np.savez(file, rows=json.dumps(rows), pictures=pictures)
-    os.replace(part, target)
+        np.savez(file, rows=json.dumps(rows), pictures=np.stack(pictures), index_maps=np.stack(maps))
+    os.replace(part, _file(*shard))
+    return last - first
+
+
+def _shards(folder: Path, num_scenes: int) -> list[Shard]:
+    starts = range(0, num_scenes, SCENES_PER_SHARD)
+    return [(folder, first, min(first + SCENES_PER_SHARD, num_scenes)) for first in starts]
+
+
+def _file(folder: Path, first: int, last: int) -> Path:
+    return folder / f"{first:06d}-{last:06d}.npz"

@@ -167,7 +167,8 @@ def test_samples_of_different_prompts_are_refused(make_group: Callable[..., Any]
 
 
 def test_pictures_that_do_not_fit_the_prompt_are_refused(encoder: PairEncoder, make_group: Callable[..., Any]) -> None:
-    # 64x48 at 16 pixels a token: 4 * 3 = 12 tokens a picture; 96x48: 18.
-    small, large = make_group(0, [1]).group, make_group(1, [1], sizes=((96, 48), (64, 48))).group
-    with pytest.raises(ValueError, match="holds 24 image tokens and its pictures need 30"):
+    # 72x48 at 24 pixels a token: 3 * 2 = 6 tokens a picture; 96x48: 8.
+    sizes = ((72, 48), (72, 48)), ((96, 48), (72, 48))
+    small, large = (make_group(number, [1], sizes=pair).group for number, pair in enumerate(sizes))
+    with pytest.raises(ValueError, match="holds 12 image tokens and its pictures need 14"):
         encoder.encode(large.prompt, shared_prompt(small))

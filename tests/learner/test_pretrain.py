@@ -1,97 +1,186 @@
 """Pretraining goes on where it was killed, as if nothing had happened, and its examples say the truth."""
 
 import json
+import random
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Literal
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import learner.pretrain
-from learner.pretrain import ExampleSource, PhaseConfig, PretrainConfig, StatesConfig, pretrain
+import learner.teaching
+from learner.examples import ExampleSource
+from learner.pretrain import PretrainConfig, Teacher, pretrain
 from learner.tiny_policy import build_processor
+from tvr.answer import Answer, parse
+from tvr.scene import apply
 from tvr.scene_states import load_states, make_states
 
+STEPS = {"steps": 2, "batch": 2, "matrix_rate": 1e-3, "other_rate": 1e-3}
+SHARES = {"careful": 0.2, "guess": 0.35, "enumerate": 0.25, "silent": 0.15, "broken": 0.05}
+SCENES = 4
 
-def phase(optimizer: Literal["adamw", "muon"], name_share: float, compare_share: float) -> PhaseConfig:
-    return PhaseConfig(
-        steps=2,
-        batch=4,
-        optimizer=optimizer,
-        learning_rate=1e-3,
-        name_share=name_share,
-        compare_share=compare_share,
-        nearby_share=0.5,
+
+def silent(what: str) -> nullcontext:
+    return nullcontext(lambda done, total, note: None)
+
+
+def config_for(states: Path, out: Path) -> PretrainConfig:
+    return PretrainConfig.model_validate(
+        {
+            "out": out,
+            "seed": 1,
+            "threads": 1,
+            "compile": False,
+            "states": {
+                **{"folder": states, "scenes": SCENES, "objects": (2, 3), "size": (48, 48), "spp": 2},
+                **{"field_of_view": 32.0, "seed": 0, "workers": 1},
+            },
+            "see": {**STEPS, "side_share": 0.5},
+            "speak": {**STEPS, "nearby_share": 0.5},
+            "behave": {**STEPS, "matrix_rate": 0, "shares": SHARES},
+        }
     )
 
 
-PHASES = [phase("adamw", 1.0, 0.0), phase("muon", 0.0, 0.0)]
+@pytest.fixture(autouse=True)
+def measure_few_pairs(monkeypatch):
+    monkeypatch.setattr(learner.pretrain, "HELD_OUT_PAIRS", 2)
 
 
 @pytest.fixture(scope="module")
-def states(tmp_path_factory) -> StatesConfig:
+def states(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("states")
-    states = StatesConfig(
-        folder=folder, scenes=4, objects=(2, 3), size=(32, 32), spp=1, field_of_view=38.0, seed=0, workers=1
-    )
-    arguments = states.model_dump(exclude={"folder", "scenes"})
-    assert list(make_states(folder, num_scenes=4, **arguments)) == [4]
-    return states
+    arguments = config_for(folder, folder).states.model_dump(exclude={"folder", "scenes"})
+    assert list(make_states(folder, num_scenes=SCENES, **arguments)) == [0, SCENES]
+    assert list(make_states(folder, num_scenes=SCENES, **arguments)) == [SCENES]  # nothing is rendered twice
+    with pytest.raises(ValueError, match="was rendered with"):
+        list(make_states(folder, num_scenes=SCENES, **{**arguments, "spp": 3}))
+    return folder
 
 
-def config_for(states: StatesConfig, out: Path) -> PretrainConfig:
-    return PretrainConfig(out=out, seed=1, threads=1, precision="float32", states=states, phases=PHASES)
+@pytest.fixture(scope="module")
+def source(states) -> ExampleSource:
+    pictures = load_states(states, SCENES)
+    seen = torch.arange(2 * len(pictures)).view(2, -1, 1, 1).expand(-1, -1, 4, 8)  # says which picture it is
+    return ExampleSource(pictures, seen, build_processor())
 
 
-def test_a_killed_run_ends_with_the_same_weights(states, tmp_path, monkeypatch):
-    monkeypatch.setattr(learner.pretrain, "CHECKPOINT_EVERY", 1)
-    pretrain(config_for(states, tmp_path / "whole"))
+@pytest.mark.parametrize("stretch", ["see", "speak", "behave"])
+def test_a_killed_run_ends_with_the_same_weights(states, tmp_path, monkeypatch, stretch):
+    monkeypatch.setattr(learner.teaching, "MEASURE_EVERY", 1)
+    whole = pretrain(config_for(states, tmp_path / "whole"), silent)
 
-    measured = learner.pretrain.measure
+    taught = learner.pretrain.teach
 
-    def killed_in_step_3(*arguments):
-        if len((tmp_path / "killed" / "curve.jsonl").read_text().splitlines()) == 2:
-            raise KeyboardInterrupt
-        return measured(*arguments)
+    def killed(config, name, out, module, loss_of, measure, progress):
+        def loss_or_death(step):
+            if (name, step) == (stretch, 1):
+                raise KeyboardInterrupt
+            return loss_of(step)
+
+        taught(config, name, out, module, loss_or_death, measure, progress)
 
     config = config_for(states, tmp_path / "killed")
-    (tmp_path / "killed").mkdir()
-    (tmp_path / "killed" / "curve.jsonl").touch()
-    monkeypatch.setattr(learner.pretrain, "measure", killed_in_step_3)
-    with pytest.raises(KeyboardInterrupt):
-        pretrain(config)
-    monkeypatch.setattr(learner.pretrain, "measure", measured)
-    pretrain(config)
+    with monkeypatch.context() as patched:
+        patched.setattr(learner.pretrain, "teach", killed)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(config, silent)
+    resumed = pretrain(config, silent)
 
-    whole, resumed = (torch.load(tmp_path / name / "checkpoint.pt")["model"] for name in ("whole", "killed"))
-    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
-    steps = [json.loads(line)["step"] for line in (tmp_path / "killed" / "curve.jsonl").read_text().splitlines()]
-    assert steps == [1, 2, 3, 4]
+    before, after = (load_file(folder / "model.safetensors") for folder in (whole, resumed))
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    rows = [json.loads(line) for line in (resumed / "curve.jsonl").read_text().splitlines()]
+    assert [(row["phase"], row["step"]) for row in rows] == [
+        (part, n) for part in ("see", "speak", "behave") for n in (1, 2)
+    ]
+    for name in ("curve.png", "mistakes.png", "perception.json", "recipe.json", "processor_config.json"):
+        assert (resumed / name).stat().st_size > 0
 
 
-def test_labels_are_the_reply_and_nothing_else(states):
-    source = ExampleSource(load_states(states.folder), build_processor(), seed=0)
-    batch = source.batch(PHASES[1], "key", source.training)
+def test_the_tower_is_frozen_once_it_sees(states, tmp_path):
+    folder = pretrain(config_for(states, tmp_path), silent)
+    careful, model = (load_file(part / "model.safetensors") for part in (tmp_path / "careful", folder))
+    changed = {name for name in model if not torch.equal(model[name], careful[name])}
+    assert changed
+    assert not any("visual" in name for name in changed)
+
+
+def test_labels_are_the_reply_and_nothing_else(source):
+    batch = source.pairs(random.Random(0), [0, 1, 2], 6, nearby_share=0.5)
     tokenizer = source.processor.tokenizer
-    for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):
+    for ids, labels in zip(batch.input_ids, batch.labels, strict=True):
         reply = tokenizer.decode(labels[labels >= 0])
         assert reply.startswith("<think> 0 ")
         assert reply.endswith("</answer> <|im_end|>")
         assert torch.equal(ids[labels >= 0], labels[labels >= 0])
-    assert len(batch["pixel_values"]) == 2 * len(batch["input_ids"]) * source.patches.shape[1]
 
 
-def test_a_comparison_without_pictures_teaches_the_answer_alone(states):
-    source = ExampleSource(load_states(states.folder), build_processor(), seed=0)
-    batch = source.batch(phase("muon", 0.0, 1.0), "key", source.training)
-    assert "pixel_values" not in batch
+def test_a_pair_is_answered_by_what_leads_from_its_first_picture_to_its_second(source):
     tokenizer = source.processor.tokenizer
-    for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):
+    rng = random.Random(0)
+    mirrored = 0
+    for _ in range(30):
+        batch = source.pairs(rng, [0, 1, 2, 3], 1, nearby_share=0.5)
+        # Four tokens a picture, each of which is the picture's number; mirrored ones are counted on.
+        first, last = batch.seen[::4, 0].tolist()
+        count = len(source.states)
+        mirrored += first >= count
+        old, new = (source.states[number % count].scene[:: -1 if first >= count else 1] for number in (first, last))
+        assert (first >= count) == (last >= count)
+        assert source.states[first % count].view == "center"
+        answer = parse(tokenizer.decode(batch.labels[batch.labels >= 0], skip_special_tokens=True))
+        assert isinstance(answer, Answer)
+        assert apply(old, answer.triplets) == new
+        assert f"objects : 0 : {old[0]} ;" in tokenizer.decode(batch.input_ids[0])
+    assert 5 < mirrored < 25
+
+
+def test_a_comparison_without_pictures_teaches_the_answer_alone(source):
+    batch = source.comparisons(random.Random(0), [0, 1, 2], 4, nearby_share=0.5)
+    assert batch.seen is None
+    tokenizer = source.processor.tokenizer
+    for ids, labels in zip(batch.input_ids, batch.labels, strict=True):
         assert tokenizer.decode(labels[labels >= 0]).startswith("<answer>")
         assert "<think> 0 " in tokenizer.decode(ids)
 
 
-def test_held_out_scenes_are_not_trained_on(states):
-    source = ExampleSource(load_states(states.folder), build_processor(), seed=0)
-    assert source.held_out
-    assert not set(source.held_out) & set(source.training)
+def test_held_out_scenes_are_not_trained_on(states, tmp_path):
+    pretrain(config_for(states, tmp_path), silent)
+    config = config_for(states, tmp_path)
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    teacher = Teacher(
+        config, model, AutoProcessor.from_pretrained(tmp_path / "model"), load_states(states, SCENES), silent
+    )
+    assert teacher.held_out == [3]
+    assert teacher.training == [0, 1, 2]
+
+
+def test_the_loss_of_examples_is_the_models_own(states, tmp_path):
+    """Against the whole model on the same tokens and pictures, in float32 but for the autocast."""
+    config = config_for(states, tmp_path)
+    pretrain(config, silent)
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    processor = AutoProcessor.from_pretrained(tmp_path / "model")
+    pictures = load_states(states, SCENES)
+    teacher = Teacher(config, model, processor, pictures, silent)
+    source = teacher.source()
+    (index,) = source.scenes[0][0][:1]
+    (other,) = source.scenes[0][1][:1]
+    rng = random.Random(3)
+    rng.random = lambda: 0.9  # type: ignore[method-assign]  # not nearby, not mirrored
+    rng.sample = lambda states, count: [0, 1]  # type: ignore[method-assign]
+    rng.choice = lambda options: options[0]  # type: ignore[method-assign]
+    batch = source.pairs(rng, [0], 1, nearby_share=0.5)
+    loss, *_ = teacher.loss(batch)
+    encoded = processor.image_processor(images=[pictures[i].picture for i in (index, other)], return_tensors="pt")
+    image = batch.input_ids == processor.image_token_id
+    with torch.no_grad():
+        whole = model(input_ids=batch.input_ids, labels=batch.labels, mm_token_type_ids=image.int(), **encoded).loss
+    assert float(loss) == pytest.approx(float(whole), rel=0.01)  # bfloat16

@@ -99,6 +99,21 @@ def test_an_example_is_the_right_answer_and_the_end(
     assert sample.trace.prompt_token_ids.tolist() == encoder.tokenise(prompt).tolist()
 
 
+def test_with_reasoning_an_example_goes_through_the_objects_first(
+    encoder: PairEncoder, groups: tuple[ScoredGroup, ...]
+) -> None:
+    prompt = groups[2].group.prompt
+    (sample,) = make_example(prompt, encoder, "reasoning").samples
+    answer = parse(sample.text)
+    assert isinstance(answer, Answer)
+    assert sorted(answer.triplets) == sorted(CHANGES[2])
+    scene = prompt.gold.scene
+    size, material = scene[1].size, scene[2].material
+    assert f"1 {size} large 1.size.large {scene[1].color} {scene[1].color}" in answer.reasoning
+    assert f"{material} glass 2.material.glass {scene[2].shape} {scene[2].shape}" in answer.reasoning
+    assert encoder.processor.tokenizer.decode(sample.trace.token_ids).startswith("<think> 0 ")
+
+
 def imitate_in_plain_torch(folder: str, prompts: Sequence[Prompt]) -> dict[str, Any]:
     """The mean of -log-prob over all answer tokens of all prompts, with transformers' own forward pass, and its
     gradient.

@@ -38,16 +38,16 @@ def test_every_answer_survives_the_tokenizer(folder):
             assert answer.triplets == changes
 
 
-def test_the_prompt_has_no_unknown_word_and_35_tokens_a_picture(folder):
+def test_the_prompt_has_no_unknown_word_and_48_tokens_a_picture(folder):
     processor = AutoProcessor.from_pretrained(folder)
     scene = tuple(
         SceneObject(color=color, shape="cube", size="large", material="glass") for color in ATTRIBUTES["color"]
     )
     text = processor.apply_chat_template(list(build_messages(scene)), tokenize=False, add_generation_prompt=True)
-    picture = np.zeros((80, 112, 3), dtype=np.uint8)
+    picture = np.zeros((144, 192, 3), dtype=np.uint8)
     ids = processor(text=[text], images=[picture, picture], return_tensors="np")["input_ids"][0]
     assert processor.tokenizer.unk_token_id not in ids
-    assert (ids == processor.tokenizer.convert_tokens_to_ids("<|image_pad|>")).sum() == 2 * 35  # (112/16) * (80/16)
+    assert (ids == processor.tokenizer.convert_tokens_to_ids("<|image_pad|>")).sum() == 2 * 48  # (192/24) * (144/24)
     assert "<|im_start|> user initial :" in processor.tokenizer.decode(ids)
 
 
