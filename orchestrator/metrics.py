@@ -2,16 +2,18 @@
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import numpy as np
 
 from orchestrator.loop import StepTimes, staleness
 from reward_service.actor import ScoringLoad
-from tvr.answer import Answer
-from tvr.records import PolicyVersion, ScoredGroup, StepReport
+from tvr.answer import Answer, Malformed
+from tvr.behaviour import count_triplets, is_careful
+from tvr.metrics import judge
+from tvr.records import PolicyVersion, Prompt, ScoredGroup, StepReport
 
 
 def step_row(
@@ -29,6 +31,7 @@ def step_row(
     """
     scores = [score for group in groups for score in group.scores]
     samples = [sample for group in groups for sample in group.group.samples]
+    answered = [(score.answer, group.group.prompt) for group in groups for score in group.scores]
     before = PolicyVersion(report.version - 1)
     ages = [staleness(group, before) for group in groups]
     parts = {key for score in scores for key in score.parts}
@@ -40,6 +43,9 @@ def step_row(
         **{f"reward/{part}": _mean(score.parts[part] for score in scores) for part in sorted(parts)},
         "reward_std": _mean(float(group.rewards.std()) for group in groups),  # within a group, over groups
         "well_formed": _mean(isinstance(score.answer, Answer) for score in scores),  # over samples
+        "careful": _mean(is_careful(answer, prompt.gold.scene) for answer, prompt in answered),  # over samples
+        "exact": _mean(_is_exact(answer, prompt) for answer, prompt in answered),  # over samples
+        "triplets": _mean(count_triplets(answer) for answer, _ in answered),  # predicted, over samples
         "with_signal": _mean(group.has_signal for group in groups),  # over groups
         "cut_off": _mean(sample.trace.finish == "length" for sample in samples),  # over samples
         "staleness": _mean(ages),  # over groups, by their oldest token
@@ -93,7 +99,7 @@ class MetricsFile:
         self._file.close()
 
 
-def write_rows(path: Path, rows: Iterable[dict[str, float]]) -> None:
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Replace the file at once."""
     part = path.with_suffix(".part")
     part.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -104,6 +110,11 @@ def read_rows(path: Path) -> list[dict[str, float]]:
     """The rows that a MetricsFile wrote, one a step; a last line that a power cut has left without its end is none."""
     *lines, _ = path.read_text().split("\n")
     return [json.loads(line) for line in lines]
+
+
+def _is_exact(answer: Answer | Malformed, prompt: Prompt) -> bool:
+    """Whether the triplets, applied, reach exactly the true final state."""
+    return judge(answer, prompt.gold, view=prompt.pair.view, num_tokens=None).acc
 
 
 def _mean(values: Iterable[float]) -> float:

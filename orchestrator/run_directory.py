@@ -1,7 +1,8 @@
 """The run directory: what a run leaves behind, and what it needs to go on.
 
 It holds `config.toml` (resolved), `metrics.jsonl` (a row a step), `evaluation.json` (before, after, and of versions
-between), `checkpoints/`, `refused/` if a step was not finite, and in the end `model/`, a plain Hugging Face folder.
+between), `replies/` with the held-out replies of each evaluation, `checkpoints/`, `refused/` if a step was not finite,
+and in the end `model/`, a plain Hugging Face folder.
 """
 
 import dataclasses
@@ -72,11 +73,32 @@ class RunDirectory:
         return {name: MetricsReport(**{key: found[name][key] for key in fields}) for name in names if name in found}
 
     def add_evaluation(self, name: str, found: Evaluation) -> None:
-        """Write it beside those that are there, with the versions that answered."""
-        content = self.evaluations() | {name: {"versions": [found.oldest, found.newest], **asdict(found.report)}}
+        """Write it beside those that are there, with the versions that answered; its replies first, to a file."""
+        path = self._replies(name)
+        path.parent.mkdir(exist_ok=True)
+        write_rows(path, ({"id": it.id, "reply": it.text, "num_tokens": it.num_tokens} for it in found.replies))
+        content = self.evaluations() | {
+            name: {
+                "versions": [found.oldest, found.newest],
+                **asdict(found.report),
+                "careful": found.careful,
+                "triplets": found.triplets,
+            }
+        }
         part = self.path / "evaluation.json.part"
         part.write_text(json.dumps(content, indent=2) + "\n")
         os.replace(part, self.path / "evaluation.json")
+
+    def replies(self, name: str) -> dict[str, str]:
+        """The replies of evaluation *name*, by id of the prompt; none where it was not made here."""
+        path = self._replies(name)
+        if not path.exists():
+            return {}
+        return {line["id"]: line["reply"] for line in map(json.loads, path.read_text().split("\n")[:-1])}
+
+    def _replies(self, name: str) -> Path:
+        """The file that `star-r1 score --replies` reads."""
+        return self.path / "replies" / f"{name.replace(' ', '-')}.jsonl"
 
 
 def open_run_directory(config: RunConfig, out: Path, resume: bool) -> RunDirectory:

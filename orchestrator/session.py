@@ -11,8 +11,8 @@ from rich.console import Console
 
 from orchestrator.cluster import connected, start_roles
 from orchestrator.config import ConfigError, RunConfig
-from orchestrator.display import counting, live_note, metrics_table, step_line
-from orchestrator.evaluate import evaluate
+from orchestrator.display import counting, live_note, step_line
+from orchestrator.evaluate import CONCURRENT_PROMPTS, evaluate
 from orchestrator.metrics import MetricsFile
 from orchestrator.publish import make_publisher
 from orchestrator.ray_roles import RayLearner, RayMetrics, RayRollouts
@@ -41,7 +41,7 @@ class Session:
     held_out: Sequence[Prompt]
 
     async def evaluate(self, when: str) -> None:
-        """Ask the held-out prompts, if there are any, and keep the report under the name *when*."""
+        """Ask the held-out prompts, if there are any, and keep what was found under the name *when*."""
         if not self.held_out:
             return
         with counting(self.console, f"evaluation {when}") as counter:
@@ -49,11 +49,14 @@ class Session:
         self.directory.add_evaluation(when, found)
 
     async def evaluate_beside(self, version: PolicyVersion) -> None:
-        """The same while training goes on, a few prompts at a time."""
+        """`evaluate_version` while training goes on, a few prompts at a time."""
+        await self.evaluate_version(version, self.config.evaluation.concurrent_prompts)
+
+    async def evaluate_version(self, version: PolicyVersion, concurrent_prompts: int = CONCURRENT_PROMPTS) -> None:
+        """The same of a served version between the first and the last, said in a line."""
         if not self.held_out:
             return
-        few = self.config.evaluation.concurrent_prompts
-        found = await evaluate(self.rollouts, self.held_out, lambda done: None, few)
+        found = await evaluate(self.rollouts, self.held_out, lambda done: None, concurrent_prompts)
         self.directory.add_evaluation(f"version {version}", found)
         asked = f"version {found.oldest}" + (f" to {found.newest}" if found.newest > found.oldest else "")
         self.console.print(f"evaluation of {asked}: TAcc {found.report.metrics['TAcc']:.3f}", highlight=False)
@@ -67,8 +70,6 @@ class Session:
         await self.learner.save(str(self.directory.model))
         await self.evaluate("after")
         await self.rollouts.stop()
-        if reports := self.directory.reports("before", "after"):
-            self.console.print(metrics_table(reports))
 
 
 @asynccontextmanager

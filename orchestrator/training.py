@@ -5,9 +5,9 @@ from pathlib import Path
 from rich.console import Console
 
 from orchestrator.config import RunConfig
-from orchestrator.display import reward_table
 from orchestrator.loop import Run, StepTimes, train
-from orchestrator.metrics import imitation_row, read_rows, step_row
+from orchestrator.metrics import imitation_row, step_row
+from orchestrator.run_end import show_imitation, show_training
 from orchestrator.session import Recorder, started
 from orchestrator.window import Window
 from tvr.records import ScoredGroup, StepReport
@@ -46,7 +46,7 @@ async def run_training(config: RunConfig, out: Path, console: Console, resume: b
             )
             await train(run)
         await session.finish(run.served)
-    console.print(reward_table(read_rows(session.directory.metrics)))
+        show_training(console, session.directory, session.held_out)
 
 
 async def run_sft(config: RunConfig, out: Path, console: Console, resume: bool) -> None:
@@ -54,7 +54,7 @@ async def run_sft(config: RunConfig, out: Path, console: Console, resume: bool) 
     # A likelihood has no temperature, and the evaluation is greedy.
     config = config.model_copy(update={"rollout": config.rollout.model_copy(update={"temperature": 1.0})})
     async with started(config, out, console, resume) as session:
-        learner, size = session.learner, config.loop.groups_per_step
+        learner, size, every = session.learner, config.loop.groups_per_step, config.evaluation.every_steps
         version = session.directory.version
         with Recorder(session) as recorder:
             while version < config.loop.steps:
@@ -63,6 +63,11 @@ async def run_sft(config: RunConfig, out: Path, console: Console, resume: bool) 
                 recorder.record(imitation_row(report, size, *recorder.times()))
                 if config.checkpoint.every_steps and version % config.checkpoint.every_steps == 0:
                     await learner.checkpoint()
+                if every and version % every == 0 and version < config.loop.steps:
+                    await (await session.publisher.send(version))
+                    await session.evaluate_version(version)
+                    recorder.times()  # the next step has not taken the time of the evaluation
         if version > session.directory.version:
             await (await session.publisher.send(version))
         await session.finish(version)
+        show_imitation(console, session.directory, session.held_out)

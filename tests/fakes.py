@@ -8,7 +8,9 @@ from typing import Any, Self
 import numpy as np
 from aiohttp import web
 
+from orchestrator.evaluate import Evaluation, HeldOutReply
 from tvr.answer import Answer, parse
+from tvr.metrics import MetricsReport
 from tvr.prompt import build_messages
 from tvr.records import (
     Gold,
@@ -59,6 +61,26 @@ def make_score(reward: float) -> Score:
 def make_scored(group: SampleGroup, rewards: Sequence[float]) -> ScoredGroup:
     assert len(group.samples) == len(rewards)
     return ScoredGroup(group=group, scores=tuple(map(make_score, rewards)))
+
+
+def make_evaluation(
+    report: MetricsReport,
+    oldest: int,
+    newest: int | None = None,
+    *,
+    careful: float = 0.0,
+    triplets: float = 0.0,
+    replies: tuple[HeldOutReply, ...] = (),
+) -> Evaluation:
+    """With means as told, whatever the *replies*; of one version unless a *newest* is given."""
+    return Evaluation(
+        report=report,
+        careful=careful,
+        triplets=triplets,
+        replies=replies,
+        oldest=PolicyVersion(oldest),
+        newest=PolicyVersion(oldest if newest is None else newest),
+    )
 
 
 class FakePrompts:

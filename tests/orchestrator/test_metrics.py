@@ -1,5 +1,8 @@
 """The row of a step, by hand."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import pytest
 from rich.console import Console
 
@@ -10,7 +13,7 @@ from reward_service.actor import ScoringLoad
 from tests.fakes import GOLD, make_group, make_prompt, make_scored
 from tvr.answer import parse
 from tvr.metrics import judge, summarise
-from tvr.records import PolicyVersion, StepReport
+from tvr.records import PolicyVersion, SampleGroup, Score, ScoredGroup, StepReport
 
 REPORT = StepReport(version=PolicyVersion(3), loss=0.5, grad_norm=2.0, tokens=12, stats={"ratio": 1.0})
 TIMES = StepTimes(wait_s=1.0, learn_s=2.0, publish_s=0.5, pause_s=0.25)
@@ -44,6 +47,36 @@ def test_a_row_by_hand(tmp_path):
     line = step_line(read, steps=10, left_s=125.0)
     assert "step   3/10  version   3  reward +1.50" in line
     assert "left 2:05" in line
+
+
+def with_replies(group: SampleGroup, replies: Sequence[str]) -> ScoredGroup:
+    """*group* with these replies, each paid 1."""
+    samples = tuple(replace(sample, text=text) for sample, text in zip(group.samples, replies, strict=True))
+    scores = tuple(Score(total=1.0, parts={"all": 1.0}, answer=parse(text)) for text in replies)
+    return ScoredGroup(group=replace(group, samples=samples), scores=scores)
+
+
+def test_a_row_says_how_many_answers_go_through_the_objects_and_are_exactly_right():
+    # Two objects in the scene; 0.color.blue is the true change.
+    first = [
+        "<think> 0 red blue 1 blue blue </think> <answer> 0.color.blue </answer>",  # careful, exact
+        "<think> 0 turned blue </think> <answer> 0.color.blue </answer>",  # exact; one of two objects
+        "0 red blue 1 blue blue 0.color.blue",  # malformed: neither, and no triplets
+    ]
+    second = [
+        "<think> 0 red 1 blue </think> <answer> 0.color.red, 1.size.large, 9.a.b </answer>",  # careful, wrong
+        "<think> 0.color.blue, 1.size.large </think> <answer> 0.color.blue, 0.color.blue </answer>",  # guesses; exact
+        "<think> 1 blue 0 red </think> <answer> </answer>",  # the wrong way round; no change is wrong
+    ]
+    groups = tuple(
+        with_replies(make_group(make_prompt(f"{number}/basic/center"), version=2, num_samples=3), replies)
+        for number, replies in enumerate((first, second))
+    )
+    row = step_row(REPORT, groups, TIMES, SCORING, step_s=4.0, elapsed_s=20.0)
+    assert row["careful"] == pytest.approx(2 / 6)
+    assert row["exact"] == pytest.approx(3 / 6)
+    assert row["triplets"] == pytest.approx((1 + 1 + 0 + 3 + 2 + 0) / 6)
+    assert row["well_formed"] == pytest.approx(5 / 6)
 
 
 def test_a_supervised_row_by_hand():

@@ -18,6 +18,7 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from tests.orchestrator.small_runs import SFT, TINY, command
+from tvr.dataset import load
 
 pytestmark = pytest.mark.slow
 # No race between sampling and learning.
@@ -106,13 +107,27 @@ def test_a_killed_run_goes_on_from_its_newest_whole_checkpoint_as_if_nothing_had
 
 def test_a_supervised_run_leaves_what_a_run_leaves(data: Path, tmp_path: Path):
     out = tmp_path / "run"
-    said = run("sft", SFT, out, [f"data.path={data}", "loop.steps=3", "evaluation.max_samples=6"])
+    evaluation = ["evaluation.max_samples=6", "evaluation.every_steps=2"]
+    said = run("sft", SFT, out, [f"data.path={data}", "loop.steps=3", *evaluation])
     assert "step   3/3  version   3  loss +" in said
+    assert "evaluation of version 2: TAcc " in said
     assert "Basic/ObjAcc" in said
+    assert "\nLoss\n" in said
+    assert "Held-out pairs, before and after" in said
     assert steps(out) == [1, 2, 3]
     assert {tuple(row) for row in rows(out)} == {tuple(rows(out)[0])}  # the same keys every step
     assert all(np.isfinite(list(row.values())).all() for row in rows(out))
-    assert {name: report["num_samples"] for name, report in evaluations(out).items()} == {"before": 6, "after": 6}
+    not_in_steps = rows(out)[-1]["elapsed_s"] - sum(row["step_s"] for row in rows(out))
+    assert not_in_steps > 0.01  # the evaluation beside: a step's speed is that of learning
+    assert {name: (report["num_samples"], report["versions"]) for name, report in evaluations(out).items()} == {
+        "before": (6, [0, 0]),
+        "version 2": (6, [2, 2]),
+        "after": (6, [3, 3]),
+    }
+    held_out = [prompt.id for prompt in load(data, "test")]
+    for name in ("before", "version-2", "after"):
+        lines = (out / "replies" / f"{name}.jsonl").read_text().splitlines()
+        assert [json.loads(line)["id"] for line in lines] == held_out
     before = AutoModelForImageTextToText.from_pretrained("deploy/models/tiny", dtype=torch.float32)
     after = AutoModelForImageTextToText.from_pretrained(out / "model", dtype=torch.float32)
     pairs = zip(before.parameters(), after.parameters(), strict=True)

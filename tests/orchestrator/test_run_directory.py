@@ -10,10 +10,10 @@ import torch
 
 from learner.checkpoint import CheckpointWriter
 from orchestrator.config import ConfigError, RunConfig, load_run_config
-from orchestrator.evaluate import Evaluation
+from orchestrator.evaluate import read_reply
 from orchestrator.metrics import read_rows
 from orchestrator.run_directory import open_run_directory
-from tests.fakes import GOLD
+from tests.fakes import GOLD, make_evaluation, make_prompt
 from tvr.answer import Malformed
 from tvr.metrics import judge, summarise
 from tvr.records import PolicyVersion
@@ -117,16 +117,39 @@ def test_evaluations_are_kept_added_to_and_renewed(begun: Path):
     judged = summarise([judge(Malformed(reason="none"), GOLD, view="center", num_tokens=1)])
     first = open_run_directory(CONFIG, begun, resume=True)
     assert first.evaluations() == {}
-    first.add_evaluation("before", Evaluation(report=REPORT, oldest=PolicyVersion(0), newest=PolicyVersion(0)))
+    first.add_evaluation("before", make_evaluation(REPORT, 0))
     second = open_run_directory(CONFIG, begun, resume=True)
-    second.add_evaluation("after", Evaluation(report=REPORT, oldest=PolicyVersion(2), newest=PolicyVersion(2)))
-    second.add_evaluation("after", Evaluation(report=judged, oldest=PolicyVersion(3), newest=PolicyVersion(4)))
+    second.add_evaluation("after", make_evaluation(REPORT, 2))
+    second.add_evaluation("after", make_evaluation(judged, 3, 4, careful=0.25, triplets=1.5))
     assert second.reports("before", "after", "never") == {"before": REPORT, "after": judged}
     assert {name: found["versions"] for name, found in second.evaluations().items()} == {
         "before": [0, 0],
         "after": [3, 4],
     }
-    assert sorted(path.name for path in begun.iterdir()) == ["config.toml", "evaluation.json"]
+    assert (second.evaluations()["after"]["careful"], second.evaluations()["after"]["triplets"]) == (0.25, 1.5)
+    assert sorted(path.name for path in begun.iterdir()) == ["config.toml", "evaluation.json", "replies"]
+
+
+def test_an_evaluation_keeps_its_replies_and_their_means(begun: Path):
+    directory = open_run_directory(CONFIG, begun, resume=True)
+    assert directory.replies("version 20") == {}
+    replies = tuple(read_reply(make_prompt(name), text, 9) for name, text in (("b/a/left", "x\ny\u2028"), ("a", "")))
+    directory.add_evaluation("version 20", make_evaluation(REPORT, 20, careful=0.25, triplets=1.5, replies=replies))
+    assert directory.replies("version 20") == {"b/a/left": "x\ny\u2028", "a": ""}
+    assert list(directory.replies("version 20")) == ["b/a/left", "a"]
+    directory.add_evaluation("version 20", make_evaluation(REPORT, 20, replies=replies[1:]))
+    assert directory.replies("version 20") == {"a": ""}
+    assert [path.name for path in (begun / "replies").iterdir()] == ["version-20.jsonl"]  # and no part of one
+    found = directory.evaluations()["version 20"]
+    assert (found["careful"], found["triplets"], "replies" in found) == (0.0, 0.0, False)
+
+
+def test_an_evaluation_whose_replies_cannot_be_written_is_not_there(begun: Path):
+    directory = open_run_directory(CONFIG, begun, resume=True)
+    (begun / "replies").write_text("no folder")
+    with pytest.raises(OSError, match="replies"):
+        directory.add_evaluation("before", make_evaluation(REPORT, 0))
+    assert directory.evaluations() == {}
 
 
 def test_a_torn_newest_checkpoint_is_passed_over_and_named(begun: Path):

@@ -27,6 +27,9 @@ def test_a_run_of_three_steps_on_two_ranks(data, tmp_path):
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "step   3/3  version   3" in ended.stdout
     assert "Basic/ObjAcc" in ended.stdout
+    assert "\nMean reward of sampled answers\n" in ended.stdout
+    assert "\nShares: c careful, e exact, T held-out TAcc\n" in ended.stdout
+    assert "Held-out pairs, before and after" in ended.stdout
     assert f"run directory: {out}" in ended.stdout
 
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -45,6 +48,11 @@ def test_a_run_of_three_steps_on_two_ranks(data, tmp_path):
         "version 2": 6,
     }
     assert (reports["before"]["versions"], reports["after"]["versions"]) == ([0, 0], [3, 3])
+    assert sorted(path.name for path in (out / "replies").iterdir()) == [
+        "after.jsonl",
+        "before.jsonl",
+        "version-2.jsonl",
+    ]
     assert 2 <= reports["version 2"]["versions"][0] <= reports["version 2"]["versions"][1] <= 3
     assert RunConfig.model_validate(tomllib.loads((out / "config.toml").read_text())).loop.steps == 3
 

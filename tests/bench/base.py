@@ -1,0 +1,86 @@
+"""What a base can do and what it does: TAcc of its greedy and of its sampled replies, and of careful ones.
+
+Careful replies are greedy ones that are made to begin with `<think> 0`. By transformers' own generation, without the
+engine. One JSON line last.
+
+python -m tests.bench.base deploy/models/tiny data/tiny [number of pairs]
+"""
+
+import io
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from learner.behaviours import CAREFUL_START
+from tvr.answer import parse
+from tvr.behaviour import goes_through_objects
+from tvr.dataset import load
+from tvr.metrics import judge, summarise
+from tvr.records import Prompt
+
+BATCH = 50
+MAX_TOKENS = 96
+MODES: dict[str, dict[str, Any]] = {
+    "greedy": {"do_sample": False},
+    "sampled": {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0},
+    "careful": {"do_sample": False},
+}
+
+
+@torch.no_grad()
+def reply(model: Any, processor: Any, prompts: Sequence[Prompt], mode: str) -> list[str]:
+    begin = CAREFUL_START if mode == "careful" else ""
+    texts = [
+        processor.apply_chat_template(list(prompt.messages), tokenize=False, add_generation_prompt=True) + begin
+        for prompt in prompts
+    ]
+    pictures = [
+        [Image.open(io.BytesIO(data)).convert("RGB") for data in (prompt.pictures.initial, prompt.pictures.final)]
+        for prompt in prompts
+    ]
+    inputs = processor(text=texts, images=pictures, return_tensors="pt", padding=True, padding_side="left")
+    made = model.generate(**inputs, **MODES[mode], max_new_tokens=MAX_TOKENS)[:, inputs["input_ids"].shape[1] :]
+    return [f"{begin} {text}" for text in processor.batch_decode(made, skip_special_tokens=True)]
+
+
+def main() -> None:
+    folder, data, *count = sys.argv[1:]
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    processor = AutoProcessor.from_pretrained(folder)
+    prompts = load(Path(data), "test")[: int(count[0]) if count else None]
+    result: dict[str, Any] = {}
+    for mode in MODES:
+        torch.manual_seed(0)
+        replies = [
+            text
+            for first in range(0, len(prompts), BATCH)
+            for text in reply(model, processor, prompts[first : first + BATCH], mode)
+        ]
+        answers = [parse(text) for text in replies]
+        judged = [
+            judge(answer, prompt.gold, view=prompt.pair.view, num_tokens=None)
+            for answer, prompt in zip(answers, prompts, strict=True)
+        ]
+        report = asdict(summarise(judged))
+        careful = [
+            goes_through_objects(getattr(answer, "reasoning", ""), prompt.gold.scene)
+            for answer, prompt in zip(answers, prompts, strict=True)
+        ]
+        result[mode] = {
+            "TAcc": report["metrics"]["TAcc"],
+            **{key: report[key] for key in ("by_view", "by_objects", "by_changes", "well_formed")},
+            "careful": sum(careful) / len(careful),
+        }
+        print(mode, json.dumps(result[mode]), "\n  e.g.", replies[0], flush=True)
+    print(json.dumps({"model": folder, "data": data, "pairs": len(prompts), **result}))
+
+
+if __name__ == "__main__":
+    main()
