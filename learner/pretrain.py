@@ -65,7 +65,7 @@ class SeeConfig(StretchConfig):
 
 
 class SpeakConfig(StretchConfig):
-    """The language model, on the tokens of the frozen tower; an example is a pair, beside half a name and comparison."""
+    """The language model, on the tokens of the frozen tower; beside half as many names and comparisons as pairs."""
 
     nearby_share: float = Field(
         ge=0,
@@ -96,9 +96,7 @@ class PretrainConfig(BaseModel):
 
     out: Path = Field(description="Run directory: checkpoints, curve and the model folders `careful` and `model`.")
     seed: int = Field(description="Seed of the weights and of the order of examples.")
-    threads: int = Field(
-        gt=0, description="CPU threads; a second one gains little here and spins in vain."
-    )
+    threads: int = Field(gt=0, description="CPU threads; a second one gains little here and spins in vain.")
     compile: bool = Field(description="Compile the tower for teaching: a minute at the start, then a fifth faster.")
     states: StatesConfig
     see: SeeConfig

@@ -5,6 +5,7 @@ import asyncio
 import logging
 import sys
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from rich.console import Console
 from orchestrator.arguments import add_command, with_epilog
 from orchestrator.config import ConfigError, first_of, load_run_config
 from orchestrator.data_commands import add_data_commands
+from orchestrator.display import counting
 from orchestrator.score_commands import add_score_commands
+from orchestrator.study_command import add_study_command
 
 DESCRIPTION = "Train a vision-language model by reinforcement learning to see what changed between two pictures."
 EXAMPLES = """examples:
@@ -21,6 +24,7 @@ EXAMPLES = """examples:
   star-r1 train deploy/runs/tiny_cpu.toml --set loop.steps=20 --set rollout.workers=2 --out output/try
   star-r1 train deploy/runs/tiny_cpu.toml --out output/try --resume
   star-r1 sft deploy/runs/tiny_sft.toml
+  star-r1 study deploy/runs/study.toml
   star-r1 eval --model output/try/model --data data/tiny
   star-r1 data show data/tiny --out output/tiny.html
   ray job submit --working-dir . -- star-r1 train deploy/runs/tiny_cpu.toml
@@ -67,6 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     add_data_commands(commands)
     add_score_commands(commands)
+    add_study_command(commands)
 
     policy = add_command(
         commands,
@@ -137,7 +142,12 @@ def run_pretrain(options: argparse.Namespace) -> None:
         config = load_pretrain_config(options.run_file)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{options.run_file}: {error}") from error
-    Console().print(f"the model is in {pretrain(config)}", highlight=False)
+    console = Console()
+    try:
+        folder = pretrain(config, partial(counting, console))
+    except ValueError as error:
+        raise ConfigError(f"{options.run_file}: {error}") from error
+    console.print(f"the model is in {folder}", highlight=False)
 
 
 if __name__ == "__main__":

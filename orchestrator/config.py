@@ -7,7 +7,7 @@ import difflib
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -66,13 +66,12 @@ class CheckpointConfig(BaseModel):
     keep: int = Field(default=2, ge=1, description="Newest checkpoints kept; each has three float32 numbers a weight.")
 
 
-class RunConfig(BaseModel):
-    """A whole run file."""
+class Sections(BaseModel):
+    """What a run file and a study file have in common: the starting policy, and the sections of all packages."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: Path = Field(description="Hugging Face folder of the starting policy, on every node.")
-    seed: int = Field(default=0, description="Seed of prompt order, sampling and learner.")
     start_timeout_s: float = Field(default=600.0, gt=0, description="Seconds until all workers must be ready.")
     loop: LoopConfig
     evaluation: EvaluationConfig
@@ -98,8 +97,22 @@ class RunConfig(BaseModel):
         return self
 
 
+Config = TypeVar("Config", bound=Sections)
+
+
+class RunConfig(Sections):
+    """A whole run file."""
+
+    seed: int = Field(default=0, description="Seed of prompt order, sampling and learner.")
+
+
 def load_run_config(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
     """Read a run file and apply `section.key=value` overrides. Raises ConfigError."""
+    return load_config(RunConfig, path, overrides)
+
+
+def load_config(kind: type[Config], path: Path, overrides: Iterable[str] = ()) -> Config:
+    """Read a file as *kind*, with overrides as `load_run_config` has them. Raises ConfigError."""
     try:
         content = tomllib.loads(path.read_text())
     except OSError as error:
@@ -109,9 +122,9 @@ def load_run_config(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
     for override in overrides:
         _apply_override(content, override)
     try:
-        config = RunConfig.model_validate(content)
+        config = kind.model_validate(content)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(path, item) for item in error.errors())) from error
+        raise ConfigError("\n".join(_explain(kind, path, item) for item in error.errors())) from error
     if not (config.model / "config.json").exists():
         raise ConfigError(f"{path}: model = {str(config.model)!r}: has no config.json; give the path of a model folder")
     return config
@@ -134,10 +147,10 @@ def _apply_override(content: dict[str, Any], override: str) -> None:
     table[last] = value
 
 
-def _explain(path: Path, item: Any) -> str:
+def _explain(kind: type[BaseModel], path: Path, item: Any) -> str:
     key = ".".join(str(part) for part in item["loc"]) or "the file as a whole"
     if item["type"] == "extra_forbidden":
-        known = _known_keys(item["loc"][:-1])
+        known = _known_keys(kind, item["loc"][:-1])
         close = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
         remedy = f"did you mean {close[0]}?" if close else f"known keys: {', '.join(known)}"
         return f"{path}: {key} = {item['input']!r}: unknown key; {remedy}"
@@ -148,8 +161,9 @@ def _explain(path: Path, item: Any) -> str:
     return f"{path}: {key}{value}: {message[:1].lower()}{message[1:]}"
 
 
-def _known_keys(location: tuple[int | str, ...]) -> list[str]:
-    model: Any = RunConfig
+def _known_keys(kind: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """Those of the table at *location* in *kind*; numbers in it are places in arrays of tables, `tuple[T, ...]`."""
+    model: Any = kind
     for part in location:
-        model = model.model_fields[part].annotation
+        model = get_args(model)[0] if isinstance(part, int) else model.model_fields[part].annotation
     return list(model.model_fields)

@@ -64,6 +64,7 @@ def test_true_answers_score_full_marks_and_the_json_says_so(folder, tmp_path, ca
         (["eval", "--data", "nowhere", "--model", "nowhere"], "nowhere"),
         (["train", "run.toml", "--resume"], "--resume needs --out DIR"),
         (["sft", "run.toml", "--resume"], "--resume needs --out DIR"),
+        (["study", "nowhere.toml"], "nowhere.toml: cannot be read"),
         (
             ["replay", "nowhere"],
             "nowhere: holds no refused step; give one of the folders in a run directory's refused/",
@@ -95,6 +96,7 @@ def test_what_a_user_can_mend_ends_with_status_2_and_one_message(arguments, mess
         "eval",
         "tiny-policy",
         "pretrain",
+        "study",
     ],
 )
 def test_every_command_has_help_with_an_example(command, capsys):

@@ -10,6 +10,7 @@ import pytest
 from learner.pretrain import load_pretrain_config
 from orchestrator.cli import main
 from orchestrator.config import ConfigError, RunConfig, load_run_config
+from orchestrator.study_config import load_study_config
 
 RUNS = Path("deploy/runs")
 TINY = RUNS / "tiny_cpu.toml"
@@ -18,7 +19,9 @@ TINY = RUNS / "tiny_cpu.toml"
 @pytest.mark.parametrize("path", sorted(RUNS.glob("*.toml")), ids=lambda path: path.name)
 def test_every_shipped_run_file_is_valid(path):
     if "pretrain" in path.name:
-        assert load_pretrain_config(path).phases
+        assert load_pretrain_config(path).see.steps
+    elif path.name.startswith("study"):
+        assert load_study_config(path).arms
     else:
         assert RunConfig.model_validate(tomllib.loads(path.read_text())).loop.steps > 0
 

@@ -1,0 +1,57 @@
+"""`star-r1 study`."""
+
+import argparse
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from orchestrator.arguments import add_command
+from orchestrator.config import ConfigError
+
+
+def add_study_command(commands: Any) -> None:
+    study = add_command(
+        commands,
+        "study",
+        "train one base in several ways and with several seeds, test all alike, write a page; goes on where it stopped",
+        "star-r1 study deploy/runs/study.toml\n  star-r1 study deploy/runs/study.toml --page",
+    )
+    study.add_argument(
+        "study_file", type=Path, metavar="STUDY.toml", help="a complete file, see deploy/runs/study.toml"
+    )
+    study.add_argument(
+        "--page", action="store_true", help="only make study.json and the page again, from what is there already"
+    )
+    study.set_defaults(run=run_study_command)
+
+
+def run_study_command(options: argparse.Namespace) -> None:
+    # Here, so that help and errors of the file come at once.
+    from orchestrator.study_config import load_study_config
+
+    config = load_study_config(options.study_file)
+    from orchestrator.study import CellFailed, Study
+    from orchestrator.study_checks import load_test_pairs, prepare
+    from orchestrator.study_directory import open_study_directory
+    from orchestrator.study_process import run_command
+    from orchestrator.study_progress import StudyDisplay
+
+    console, command = Console(), f"star-r1 study {options.study_file}"
+    directory = open_study_directory(config)
+    if options.page:
+        if not directory.begun:
+            raise ConfigError(f"out = {config.out}: holds no study yet; run `{command}`")
+        Study(config, directory, load_test_pairs(config), command).write_again()
+    else:
+        directory.begin(config, prepare(config, directory, console))
+        study = Study(config, directory, load_test_pairs(config), command)
+        try:
+            with directory.locked() as lock, StudyDisplay(console) as display:
+                study.run(partial(run_command, inherited=[lock]), display)
+        except CellFailed as error:
+            print(f"star-r1: {error}", file=sys.stderr)  # noqa: T201
+            sys.exit(1)
+    console.print(f"wrote {directory.results} and {directory.page}", highlight=False, soft_wrap=True)
