@@ -183,4 +183,4 @@ def test_the_loss_of_examples_is_the_models_own(states, tmp_path):
     image = batch.input_ids == processor.image_token_id
     with torch.no_grad():
         whole = model(input_ids=batch.input_ids, labels=batch.labels, mm_token_type_ids=image.int(), **encoded).loss
-    assert float(loss) == pytest.approx(float(whole), rel=0.01)  # bfloat16
+    assert loss.item() == pytest.approx(whole.item(), rel=0.01)  # bfloat16
