@@ -14,6 +14,7 @@ from tvr.scene import ATTRIBUTES, VIEWS
 MISTAKES_SHOWN = 24
 COLUMNS = 6
 CAPTION_PX = 12
+NO_SHARES = ("phase", "step", "minutes", "loss", "held_out_loss", "objects")
 
 
 def count_right(pictures: Pictures, said: dict[str, torch.Tensor], token_px: int) -> dict[str, dict[str, float]]:
@@ -66,7 +67,7 @@ def draw_mistakes(path: Path, pictures: Pictures, said: dict[str, torch.Tensor],
     sheet = Image.new("RGB", (COLUMNS * width, rows * (height + CAPTION_PX)), "white")
     for place, cell in enumerate(cells):
         sheet.paste(cell, (place % COLUMNS * width, place // COLUMNS * (height + CAPTION_PX)))
-    sheet.save(path)
+    sheet.save(path, quality=90)
 
 
 def draw_curve(curve: Path, path: Path) -> None:
@@ -80,7 +81,7 @@ def draw_curve(curve: Path, path: Path) -> None:
     figure = Figure(figsize=(4.5 * len(rows), 3.2), layout="constrained")
     plots = figure.subplots(1, len(rows), squeeze=False)[0]
     for plot, (phase, points) in zip(plots, rows.items(), strict=True):
-        for name in points[0].keys() - {"phase", "step", "minutes", "loss", "held_out_loss", "objects"}:
+        for name in (name for name in points[0] if name not in NO_SHARES):
             plot.plot([point["step"] for point in points], [point[name] for point in points], label=name)
         plot.set(title=phase, xlabel="step", ylim=(0, 1.02))
         plot.grid(alpha=0.3)

@@ -191,7 +191,7 @@ class Teacher:
         with self.counting("learning to see") as progress:
             teach(config, "see", self.config.out, module, loss_of, lambda: self._measure_sight(held_out), progress)
         said = self._say(held_out)
-        draw_mistakes(self.config.out / "mistakes.png", held_out, said, self.token_px)
+        draw_mistakes(self.config.out / "mistakes.jpg", held_out, said, self.token_px)
         (self.config.out / "perception.json").write_text(
             json.dumps(count_right(held_out, said, self.token_px), indent=2)
         )
@@ -233,7 +233,7 @@ class Teacher:
         self.processor.save_pretrained(folder)
         (folder / "recipe.json").write_text(self.config.model_dump_json(indent=2) + "\n")
         draw_curve(self.config.out / "curve.jsonl", self.config.out / "curve.png")
-        for name in ("curve.jsonl", "curve.png", "perception.json", "mistakes.png"):
+        for name in ("curve.jsonl", "curve.png", "perception.json", "mistakes.jpg"):
             shutil.copy(self.config.out / name, folder)
         return folder
 

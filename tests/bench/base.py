@@ -1,13 +1,15 @@
 """What a base can do and what it does: TAcc of its greedy and of its sampled replies, and of careful ones.
 
-Careful replies are greedy ones that are made to begin with `<think> 0`. By transformers' own generation, without the
-engine. One JSON line last.
+Careful replies are greedy ones that are made to begin with `<think> 0`; of these also the share of cells (object and
+attribute of the final picture) that the reasoning names right, by attribute and by view. By transformers' own
+generation, without the engine. One JSON line last.
 
 python -m tests.bench.base deploy/models/tiny data/tiny [number of pairs]
 """
 
 import io
 import json
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -19,11 +21,13 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from learner.behaviours import CAREFUL_START
-from tvr.answer import parse
+from tvr.answer import Answer, Malformed, parse
 from tvr.behaviour import goes_through_objects
 from tvr.dataset import load
 from tvr.metrics import judge, summarise
+from tvr.reasoning import SPOKEN
 from tvr.records import Prompt
+from tvr.scene import VIEWS, apply
 
 BATCH = 50
 MAX_TOKENS = 96
@@ -48,6 +52,32 @@ def reply(model: Any, processor: Any, prompts: Sequence[Prompt], mode: str) -> l
     inputs = processor(text=texts, images=pictures, return_tensors="pt", padding=True, padding_side="left")
     made = model.generate(**inputs, **MODES[mode], max_new_tokens=MAX_TOKENS)[:, inputs["input_ids"].shape[1] :]
     return [f"{begin} {text}" for text in processor.batch_decode(made, skip_special_tokens=True)]
+
+
+def named_right(reasoning: str, prompt: Prompt) -> dict[str, list[bool]]:
+    """Of each attribute, whether the value after the change is named right, for every object of the final scene."""
+    after = apply(prompt.gold.scene, prompt.gold.changes)
+    words = re.sub(r"\d \. \w+ \. \w+", "", reasoning).split()
+    found: dict[str, list[bool]] = {attribute: [] for attribute in SPOKEN}
+    for index, item in enumerate(after):
+        said = words[9 * index + 1 : 9 * index + 9]  # the index, then each attribute before and after
+        for place, attribute in enumerate(SPOKEN):
+            found[attribute].append(said[2 * place + 1 : 2 * place + 2] == [getattr(item, attribute)])
+    return found
+
+
+def count_cells(answers: Sequence[Answer | Malformed], prompts: Sequence[Prompt]) -> dict[str, dict[str, float]]:
+    """Shares of `named_right` over all pairs and over those of each view; a malformed reply names nothing right."""
+    table: dict[str, dict[str, float]] = {}
+    for view in ("all", *VIEWS):
+        hits: dict[str, list[bool]] = {attribute: [] for attribute in SPOKEN}
+        for answer, prompt in zip(answers, prompts, strict=True):
+            if view in ("all", prompt.pair.view):
+                for attribute, right in named_right(getattr(answer, "reasoning", ""), prompt).items():
+                    hits[attribute] += right
+        if hits[SPOKEN[0]]:
+            table[view] = {attribute: round(sum(right) / len(right), 4) for attribute, right in hits.items()}
+    return table
 
 
 def main() -> None:
@@ -78,6 +108,8 @@ def main() -> None:
             **{key: report[key] for key in ("by_view", "by_objects", "by_changes", "well_formed")},
             "careful": sum(careful) / len(careful),
         }
+        if mode == "careful":
+            result[mode]["cells"] = count_cells(answers, prompts)
         print(mode, json.dumps(result[mode]), "\n  e.g.", replies[0], flush=True)
     print(json.dumps({"model": folder, "data": data, "pairs": len(prompts), **result}))
 

@@ -96,7 +96,7 @@ def test_a_killed_run_ends_with_the_same_weights(states, tmp_path, monkeypatch, 
     assert [(row["phase"], row["step"]) for row in rows] == [
         (part, n) for part in ("see", "speak", "behave") for n in (1, 2)
     ]
-    for name in ("curve.png", "mistakes.png", "perception.json", "recipe.json", "processor_config.json"):
+    for name in ("curve.png", "mistakes.jpg", "perception.json", "recipe.json", "processor_config.json"):
         assert (resumed / name).stat().st_size > 0
 
 
