@@ -1,7 +1,8 @@
 """The one test that says that everything together learns: a run as `make train` makes it, cut short.
 
-It was seen to fail with the advantages' sign turned, with weights that are not published, and with each prompt asked
-with another's pictures.
+The mean reward rose by 6.0 when this was written. With the advantages' sign turned it fell by 4.2; with each prompt asked
+with another's pictures it rose by 1.1, for even who cannot see learns to say less; and weights that are not published end
+the run, or, stamped as if they were, leave it where it is.
 """
 
 import subprocess
@@ -15,11 +16,12 @@ from tests.orchestrator.small_runs import TINY
 STEPS = 25
 WINDOW = 5
 PAIRS = 48
+RISE = 3.0
 
 pytestmark = pytest.mark.slow
 
 
-def test_25_steps_raise_the_mean_reward_by_1(tmp_path):
+def test_25_steps_raise_the_mean_reward_by_3(tmp_path):
     settings = [f"loop.steps={STEPS}", f"data.path={tmp_path}/data", f"data.train={PAIRS}", "data.test=3"]
     settings += ["evaluation.max_samples=0", "evaluation.every_steps=0", "checkpoint.every_steps=0"]
     command = [sys.executable, "-m", "orchestrator.cli", "train", str(TINY), "--out", str(tmp_path / "run")]
@@ -30,4 +32,4 @@ def test_25_steps_raise_the_mean_reward_by_1(tmp_path):
     rewards = [row["reward"] for row in read_rows(tmp_path / "run" / "metrics.jsonl")]
     assert len(rewards) == STEPS
     first, last = sum(rewards[:WINDOW]) / WINDOW, sum(rewards[-WINDOW:]) / WINDOW
-    assert last - first >= 1.0, rewards
+    assert last - first >= RISE, rewards
