@@ -1,8 +1,8 @@
 """The one test that says that everything together learns: a run as `make train` makes it, cut short.
 
-The mean reward rose by 6.0 when this was written. With the advantages' sign turned it fell by 4.2; with each prompt asked
-with another's pictures it rose by 1.1, for even who cannot see learns to say less; and weights that are not published end
-the run, or, stamped as if they were, leave it where it is.
+The mean reward rose by 6.0 when this was written. With the advantages' sign turned it fell by 4.2. With each prompt
+asked with another's pictures it rose by 1.1, for even who cannot see learns to say less. Weights that are not served,
+or only said to be, end the run.
 """
 
 import subprocess
