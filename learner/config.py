@@ -8,6 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from learner.loss_config import LossConfig
 
+Imitation = Literal["answer", "reasoning"]
+"""What `sft` imitates: the right answers alone (STAR-SFT), or behind a reasoning that goes through the objects."""
+
 
 class LearnerConfig(BaseModel):
     """The learner on DeepSpeed: the optimiser, the loss, and how a step is laid out on the machine."""
@@ -15,7 +18,7 @@ class LearnerConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     ranks: int = Field(default=1, ge=1, description="Learner processes; each takes a share of every step's groups.")
-    imitation: Literal["answer", "reasoning"] = Field(
+    imitation: Imitation = Field(
         default="answer",
         description="What `sft` imitates: the right answers alone (STAR-SFT), or behind a reasoning that goes through "
         "the objects. Unused by `train`.",

@@ -4,17 +4,14 @@ It has the form that the policy must answer in, with nothing to think: the paper
 With the reasoning written out it is an upper line: who has that needs no reinforcement.
 """
 
-from typing import Literal
-
 import numpy as np
 
+from learner.config import Imitation
 from learner.encode import PairEncoder
 from tvr.answer import format_answer
 from tvr.reasoning import careful_reply
 from tvr.records import PolicyVersion, Prompt, Sample, SampleGroup, Trace, VersionSpan
 from tvr.scene import apply
-
-Imitation = Literal["answer", "reasoning"]
 
 
 def make_example(prompt: Prompt, encoder: PairEncoder, imitation: Imitation = "answer") -> SampleGroup:

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
+from learner.config import Imitation
 from orchestrator.config import RunConfig, Sections, load_config
 from reward_service.config import BUILT_IN_RULES
 from tvr.config import DataConfig
@@ -38,7 +39,7 @@ class ArmConfig(BaseModel):
     rule: Annotated[str, AfterValidator(_check_rule)] | None = Field(
         default=None, description="rl: star, naive, or one of the paper's ablations (no_object_tier, ...)."
     )
-    imitation: Literal["answer", "reasoning"] | None = Field(
+    imitation: Imitation | None = Field(
         default=None, description="sft: the right answers alone (STAR-SFT), or with the careful reasoning before them."
     )
     learning_rate: float | None = Field(
