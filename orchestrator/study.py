@@ -1,15 +1,18 @@
 """Runs a study, cell after cell: train by the command `train` or `sft`, ask by `eval`, judge, go on.
 
-Each command is a process of its own, so that what a cell leaks or breaks ends with it, and each goes on where it was
-stopped. A cell whose result file is there is complete and never run again. `study.json` and the page are written after
-every cell.
+Several cells may run side by side, each at a *place* of its own. Each command is a process of its own, so that what a
+cell leaks or breaks ends with it, and each goes on where it was stopped. A cell whose result file is there is complete
+and never run again. `study.json` and the page are written after every cell.
 """
 
 import json
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -29,6 +32,10 @@ class CellFailed(RuntimeError):
     """A command of a cell did not end well; the text is meant for the user."""
 
 
+class _Stopped(Exception):
+    """Ends the command of a cell because another cell failed, or because of Ctrl-C."""
+
+
 class Study:
     """A *study* in its *directory*, begun; *prompts* are the test pairs, *command* is how a user starts it."""
 
@@ -38,14 +45,44 @@ class Study:
         self.command = command
         self._prompts = prompts
         self._cells: dict[str, Cell | None] = {BASE: None} | {cell.name: cell for cell in cells(study)}
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
 
-    def run(self, run_command: RunCommand, show: Callable[[StudyState], None]) -> StudyResult:
-        """Run what is not complete. Raises CellFailed with the first cell that fails."""
-        for number, (name, cell) in enumerate(self._cells.items(), 1):
-            if not self.directory.files(name).result.exists():
-                _CellRun(self, name, cell, number, run_command, show).run()
-                self.write()
+    def run(self, places: Sequence[RunCommand], show: Callable[[StudyState], None]) -> StudyResult:
+        """Run what is not complete, as many cells at once as there are *places* to run their commands at.
+
+        Raises CellFailed with the first cell that fails; those beside it are stopped, and go on another time.
+        """
+        waiting = [name for name in self._cells if not self.directory.files(name).result.exists()]
+        self._stop.clear()
+        with ThreadPoolExecutor(len(places)) as pool:
+            work = [
+                pool.submit(self._work, waiting, Place(number, len(places), run_command, show))
+                for number, run_command in enumerate(places)
+            ]
+            try:
+                for done in as_completed(work):
+                    done.result()
+            except BaseException:
+                self._stop.set()
+                raise
         return self.write()
+
+    def _work(self, waiting: list[str], place: "Place") -> None:
+        """Run cells at *place* until none is *waiting*."""
+        while not self._stop.is_set():
+            with self._lock:
+                if not waiting:
+                    return
+                name = waiting.pop(0)
+                left = len(waiting)
+            _CellRun(self, name, self._cells[name], place, left).run()
+            with self._lock:
+                self.write()
+
+    def raise_if_stopped(self) -> None:
+        if self._stop.is_set():
+            raise _Stopped
 
     def results(self) -> dict[str, CellResult]:
         """Those that are there, by the name of the cell."""
@@ -92,6 +129,10 @@ class Study:
         return len(self._cells)
 
     @property
+    def num_complete(self) -> int:
+        return sum(self.directory.files(name).result.exists() for name in self._cells)
+
+    @property
     def num_pairs(self) -> int:
         return len(self._prompts)
 
@@ -114,27 +155,27 @@ class Study:
         )
 
 
-class _CellRun:
-    """One cell, or the base (no *cell*), from wherever it was stopped to its result file."""
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where one cell at a time runs: *number* (from 0) of *of*."""
 
-    def __init__(
-        self,
-        study: Study,
-        name: str,
-        cell: Cell | None,
-        number: int,
-        run_command: RunCommand,
-        show: Callable[[StudyState], None],
-    ) -> None:
+    number: int
+    of: int
+    run_command: RunCommand
+    show: Callable[[StudyState], None]
+
+
+class _CellRun:
+    """One cell, or the base (no *cell*), from wherever it was stopped to its result file; *waiting* come later."""
+
+    def __init__(self, study: Study, name: str, cell: Cell | None, place: Place, waiting: int) -> None:
         self._study = study
         self._name = name
         self._cell = cell
-        self._number = number
-        self._run_command = run_command
-        self._show = show
+        self._place = place
         self._files = study.directory.files(name)
         self._finished_s = study.finished_s()
-        self._waiting = study.num_cells - len(study.results()) - 1
+        self._turns = waiting / place.of
 
     def run(self) -> None:
         config, files = self._study.config, self._files
@@ -162,24 +203,26 @@ class _CellRun:
         earlier, began = read_seconds(self._files), time.monotonic()
 
         def tick() -> None:
+            self._study.raise_if_stopped()
             now = earlier | {part: earlier.get(part, 0.0) + time.monotonic() - began}
             write_whole(self._files.seconds, json.dumps(now) + "\n")
             elapsed_s = sum(now.values())
-            self._show(
+            self._place.show(
                 StudyState(
-                    cell=self._number,
+                    place=self._place.number,
+                    complete=self._study.num_complete,
                     cells=self._study.num_cells,
                     name=self._name,
                     what=what,
                     done=_count_lines(counted),
                     total=total,
                     elapsed_s=elapsed_s,
-                    left_s=time_left(self._finished_s, self._waiting, elapsed_s),
+                    left_s=time_left(self._finished_s, self._turns, elapsed_s),
                 )
             )
 
         tick()
-        status = self._run_command([sys.executable, "-m", "orchestrator.cli", *command], self._files.log, tick)
+        status = self._place.run_command([sys.executable, "-m", "orchestrator.cli", *command], self._files.log, tick)
         tick()
         if status != 0:
             raise CellFailed(

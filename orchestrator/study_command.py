@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from orchestrator.arguments import add_command
+from orchestrator.arguments import add_command, to_count
 from orchestrator.config import ConfigError
 
 
@@ -17,13 +17,21 @@ def add_study_command(commands: Any) -> None:
         commands,
         "study",
         "train one base in several ways and with several seeds, test all alike, write a page; goes on where it stopped",
-        "star-r1 study deploy/runs/study.toml\n  star-r1 study deploy/runs/study.toml --page",
+        "star-r1 study deploy/runs/study.toml --at-once 2\n  star-r1 study deploy/runs/study.toml --page",
     )
     study.add_argument(
         "study_file", type=Path, metavar="STUDY.toml", help="a complete file, see deploy/runs/study.toml"
     )
     study.add_argument(
         "--page", action="store_true", help="only make study.json and the page again, from what is there already"
+    )
+    study.add_argument(
+        "--at-once",
+        type=to_count,
+        default=1,
+        metavar="N",
+        help="run N cells side by side, each on its share of the CPU cores; a tiny policy is as fast on one core as on "
+        "two (default: %(default)s)",
     )
     study.set_defaults(run=run_study_command)
 
@@ -36,11 +44,15 @@ def run_study_command(options: argparse.Namespace) -> None:
     from orchestrator.study import CellFailed, Study
     from orchestrator.study_checks import load_test_pairs, prepare
     from orchestrator.study_directory import open_study_directory
-    from orchestrator.study_process import run_command
+    from orchestrator.study_process import run_command, share_cores
     from orchestrator.study_progress import StudyDisplay
 
     console, command = Console(), f"star-r1 study {options.study_file}"
     directory = open_study_directory(config)
+    try:
+        shares = share_cores(options.at_once)
+    except ValueError as error:
+        raise ConfigError(f"--at-once {options.at_once}: {error}") from error
     if options.page:
         if not directory.begun:
             raise ConfigError(f"out = {config.out}: holds no study yet; run `{command}`")
@@ -50,7 +62,7 @@ def run_study_command(options: argparse.Namespace) -> None:
         study = Study(config, directory, load_test_pairs(config), command)
         try:
             with directory.locked() as lock, StudyDisplay(console) as display:
-                study.run(partial(run_command, inherited=[lock]), display)
+                study.run([partial(run_command, inherited=[lock], cores=cores) for cores in shares], display)
         except CellFailed as error:
             print(f"star-r1: {error}", file=sys.stderr)  # noqa: T201
             sys.exit(1)

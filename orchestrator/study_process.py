@@ -1,6 +1,7 @@
 """Commands as processes of their own, which end with the one that started them; and what they say."""
 
 import ctypes
+import os
 import signal
 import subprocess
 from collections import deque
@@ -18,8 +19,23 @@ PR_SET_PDEATHSIG = 1
 _PRCTL = ctypes.CDLL(None).prctl  # looked up before any fork
 
 
-def run_command(command: Sequence[str], log: Path, tick: Tick, inherited: Collection[int] = ()) -> int:
-    """The real `RunCommand`. The command ends with this process, however that ends; it keeps *inherited* files open."""
+def run_command(
+    command: Sequence[str],
+    log: Path,
+    tick: Tick,
+    inherited: Collection[int] = (),
+    cores: Collection[int] | None = None,
+) -> int:
+    """The real `RunCommand`. The command ends with this process, however that ends, and with the thread that calls.
+
+    It keeps *inherited* files open, and uses the CPU *cores* named only.
+    """
+
+    def before_exec() -> None:
+        _end_with_parent()
+        if cores is not None:
+            os.sched_setaffinity(0, cores)
+
     with log.open("ab") as out:
         process = subprocess.Popen(
             command,
@@ -27,7 +43,7 @@ def run_command(command: Sequence[str], log: Path, tick: Tick, inherited: Collec
             stdout=out,
             stderr=subprocess.STDOUT,
             pass_fds=tuple(inherited),
-            preexec_fn=_end_with_parent,
+            preexec_fn=before_exec,
         )
         try:
             while process.poll() is None:
@@ -38,6 +54,14 @@ def run_command(command: Sequence[str], log: Path, tick: Tick, inherited: Collec
         finally:
             _end(process)
     return process.returncode
+
+
+def share_cores(places: int) -> list[list[int]]:
+    """The CPU cores that this process may use, shared out. Raises ValueError if there are fewer than *places*."""
+    cores = sorted(os.sched_getaffinity(0))
+    if places > len(cores):
+        raise ValueError(f"{places} cells at once need as many CPU cores, and there are {len(cores)}; give fewer")
+    return [cores[place::places] for place in range(places)]
 
 
 def last_lines(log: Path) -> str:

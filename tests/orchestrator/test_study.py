@@ -1,10 +1,12 @@
 """A study goes from cell to cell, and on from wherever it was stopped; commands are faked or trivial."""
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import tomllib
 from collections.abc import Sequence
@@ -19,7 +21,7 @@ from orchestrator.config import load_run_config
 from orchestrator.study import CellFailed, Study
 from orchestrator.study_config import load_study_config
 from orchestrator.study_directory import StudyDirectory, open_study_directory
-from orchestrator.study_process import last_lines, run_command
+from orchestrator.study_process import last_lines, run_command, share_cores
 from orchestrator.study_progress import StudyDisplay, StudyState, time_left
 from orchestrator.study_results import StudyResult
 from tests.fakes import make_prompt
@@ -48,7 +50,7 @@ def silent(state: StudyState) -> None:
 
 def test_the_base_is_asked_and_every_cell_is_trained_and_asked(study):
     commands = FakeCommands(PROMPTS)
-    result = study.run(commands, silent)
+    result = study.run([commands], silent)
     assert commands.calls == ALL_CALLS
     assert (result.cells_done, result.cells_total) == (3, 3)
     assert [len(each.cells) for each in result.arms] == [1, 1]
@@ -66,7 +68,7 @@ def test_a_cell_is_trained_by_its_resolved_run_file_and_asked_as_it_was_trained(
         seen.append(list(command))
         return fake(command, log, tick)
 
-    study.run(commands, silent)
+    study.run([commands], silent)
     cells = study.directory.path / "cells"
     sft = load_run_config(cells / "star-sft-seed1.toml")
     assert (sft.seed, sft.loop.groups_per_step, sft.learner.imitation) == (1, 128, "answer")
@@ -78,24 +80,24 @@ def test_a_cell_is_trained_by_its_resolved_run_file_and_asked_as_it_was_trained(
 
 
 def test_a_complete_cell_is_not_run_again(study):
-    study.run(FakeCommands(PROMPTS), silent)
+    study.run([FakeCommands(PROMPTS)], silent)
     again = FakeCommands(PROMPTS)
-    study.run(again, silent)
+    study.run([again], silent)
     assert again.calls == []
 
 
 def test_a_cell_that_was_stopped_between_training_and_test_is_only_asked(study):
     with pytest.raises(CellFailed):
-        study.run(FakeCommands(PROMPTS, failing=["eval star-r1-seed1"]), silent)
+        study.run([FakeCommands(PROMPTS, failing=["eval star-r1-seed1"])], silent)
     again = FakeCommands(PROMPTS)
-    study.run(again, silent)
+    study.run([again], silent)
     assert again.calls == ALL_CALLS[2:]
 
 
 def test_a_study_that_grows_by_a_seed_runs_that_seed(study, tmp_path):
-    study.run(FakeCommands(PROMPTS), silent)
+    study.run([FakeCommands(PROMPTS)], silent)
     grown = FakeCommands(PROMPTS)
-    result = begun(tmp_path, seeds=[1, 2]).run(grown, silent)
+    result = begun(tmp_path, seeds=[1, 2]).run([grown], silent)
     assert grown.calls == [call.replace("seed1", "seed2") for call in ALL_CALLS[1:]]
     assert [cell.seed for cell in result.arms[0].cells] == [1, 2]
 
@@ -103,7 +105,7 @@ def test_a_study_that_grows_by_a_seed_runs_that_seed(study, tmp_path):
 def test_a_failing_cell_ends_the_study_with_its_name_log_and_last_lines(study):
     commands = FakeCommands(PROMPTS, failing=["train star-r1-seed1"])
     with pytest.raises(CellFailed) as error:
-        study.run(commands, silent)
+        study.run([commands], silent)
     assert commands.calls == ALL_CALLS[:2]
     log = study.directory.files("star-r1-seed1").log
     for part in ("cell star-r1-seed1: `star-r1 train ", "ended with status 1", str(log), "first line\nout of memory"):
@@ -114,7 +116,7 @@ def test_a_failing_cell_ends_the_study_with_its_name_log_and_last_lines(study):
 def test_the_seconds_of_stopped_commands_count(study):
     files = study.directory.files("star-r1-seed1")
     files.seconds.write_text('{"train": 1000.0}')
-    result = study.run(FakeCommands(PROMPTS), silent)
+    result = study.run([FakeCommands(PROMPTS)], silent)
     seconds = result.arms[0].cells[0].seconds
     assert seconds.training == 4.0  # two steps of 2 s
     assert 996.0 <= seconds.set_up < 1006.0
@@ -122,14 +124,14 @@ def test_the_seconds_of_stopped_commands_count(study):
 
 
 def test_checkpoints_of_a_complete_cell_are_removed(study):
-    study.run(FakeCommands(PROMPTS), silent)
+    study.run([FakeCommands(PROMPTS)], silent)
     run = study.directory.files("star-r1-seed1").run
     assert (run / "metrics.jsonl").exists()
     assert not (run / "checkpoints").exists()
 
 
 def test_the_page_alone_reads_the_cells_once_more_and_trains_nothing(study):
-    study.run(FakeCommands(PROMPTS), silent)
+    study.run([FakeCommands(PROMPTS)], silent)
     write_replies(study.directory.files("star-r1-seed1").replies, PROMPTS, right=3)
     before = study.results()["star-r1-seed1"]
     result = study.write_again()
@@ -140,8 +142,9 @@ def test_the_page_alone_reads_the_cells_once_more_and_trains_nothing(study):
 
 def test_states_say_which_cell_and_how_far(study):
     states = []
-    study.run(FakeCommands(PROMPTS), states.append)
-    assert [(state.cell, state.cells) for state in states] == [(1, 3)] * 3 + [(2, 3)] * 6 + [(3, 3)] * 6
+    study.run([FakeCommands(PROMPTS)], states.append)
+    assert [(state.complete, state.cells) for state in states] == [(0, 3)] * 3 + [(1, 3)] * 6 + [(2, 3)] * 6
+    assert {state.place for state in states} == {0}
     last_of_training = states[5]
     assert (last_of_training.name, last_of_training.what) == ("star-r1-seed1", "step")
     assert (last_of_training.done, last_of_training.total) == (2, 60)
@@ -151,33 +154,108 @@ def test_states_say_which_cell_and_how_far(study):
 
 
 def test_time_left_is_that_of_the_cells_that_wait_and_the_rest_of_this_one():
-    assert time_left([], 3, 10.0) is None
-    assert time_left([100.0, 200.0], waiting=2, elapsed_s=30.0) == 2 * 150 + 120  # 150 s a cell in the mean
-    assert time_left([100.0], waiting=0, elapsed_s=130.0) == 0.0
+    assert time_left([], turns=3, elapsed_s=10.0) is None
+    assert time_left([100.0, 200.0], turns=2, elapsed_s=30.0) == 2 * 150 + 120  # 150 s a cell in the mean
+    assert time_left([100.0], turns=0, elapsed_s=130.0) == 0.0
 
 
 def test_cells_that_are_complete_do_not_wait(study, tmp_path):
-    study.run(FakeCommands(PROMPTS), silent)
+    study.run([FakeCommands(PROMPTS)], silent)
     for name, seconds in (("star-r1-seed1", 1000), ("star-sft-seed1", 3000)):
         files = study.directory.files(name)
         files.seconds.write_text(json.dumps({"train": seconds, "test": 0.0}))
     study.write_again()
     states = []
-    begun(tmp_path, seeds=[2, 1]).run(FakeCommands(PROMPTS), states.append)  # the new cells come first
-    assert (states[0].name, states[0].cell, states[0].cells) == ("star-r1-seed2", 2, 5)
+    begun(tmp_path, seeds=[2, 1]).run([FakeCommands(PROMPTS)], states.append)  # the new cells come first
+    assert (states[0].name, states[0].complete, states[0].cells) == ("star-r1-seed2", 3, 5)
     assert states[0].left_s == pytest.approx(2 * 2000, abs=10)  # itself and one other, at 2,000 s in the mean
 
 
+def make_state(**changes) -> StudyState:
+    state = {"place": 0, "complete": 1, "cells": 25, "name": "star-r1-seed1", "what": "step", "done": 0, "total": 60}
+    return StudyState(**state | {"elapsed_s": 65.0, "left_s": 3725.0} | changes)
+
+
 def test_off_a_terminal_every_part_of_a_cell_has_a_line(capsys):
-    state = {"cell": 2, "cells": 25, "name": "star-r1-seed1", "total": 60, "elapsed_s": 65.0, "left_s": 3725.0}
-    with StudyDisplay(Console()) as display:
-        for what, done in [("step", 0), ("step", 12), ("test pairs", 0)]:
-            display(StudyState(what=what, done=done, **state))
+    with StudyDisplay(Console(width=200)) as display:
+        for changes in ({}, {"done": 12}, {"place": 1, "name": "naive-seed1"}, {"what": "test pairs"}):
+            display(make_state(**changes))
     lines = capsys.readouterr().out.splitlines()
+    end = "of 60, 0:01:05; 1 of 25 cells complete, left 1:02:05"
     assert lines == [  # step 12 comes too soon after step 0
-        "cell 2 of 25, star-r1-seed1: step 0 of 60, 0:01:05, left 1:02:05",
-        "cell 2 of 25, star-r1-seed1: test pairs 0 of 60, 0:01:05, left 1:02:05",
+        f"star-r1-seed1: step 0 {end}",
+        f"naive-seed1: step 0 {end}",
+        f"star-r1-seed1: test pairs 0 {end}",
     ]
+
+
+def test_on_a_terminal_every_place_has_a_bar():
+    out = io.StringIO()
+    with StudyDisplay(Console(file=out, force_terminal=True, width=160)) as display:
+        for changes in ({}, {"place": 1, "name": "naive-seed1", "done": 3}, {"done": 7}):
+            display(make_state(**changes))
+    last = out.getvalue().rsplit("cells", 1)[1]
+    for part in ("1/25", "left 1:02:05", "star-r1-seed1", "7/60", "naive-seed1", "3/60"):
+        assert part in last
+
+
+class TwoAtOnce:
+    """Runs commands like *fake*, each of which waits until another runs beside it, but for *alone*."""
+
+    def __init__(self, fake: FakeCommands, alone: Sequence[str] = ()) -> None:
+        self.fake = fake
+        self.alone = alone
+        self.both = threading.Barrier(2, timeout=20)
+
+    def __call__(self, command, log, tick):
+        if log.stem not in self.alone:
+            self.both.wait()
+        return self.fake(command, log, tick)
+
+
+def test_two_cells_run_side_by_side(tmp_path):
+    study = begun(tmp_path, seeds=[1, 2])
+    commands, states = TwoAtOnce(FakeCommands(PROMPTS), alone=["base"]), []
+    result = study.run([commands, commands], states.append)
+    assert result.cells_done == 5
+    both_seeds = {call.replace("seed1", seed) for call in ALL_CALLS for seed in ("seed1", "seed2")}
+    assert sorted(commands.fake.calls) == sorted(both_seeds)
+    assert {state.place for state in states} == {0, 1}
+
+
+def test_a_failing_cell_stops_the_one_beside_it(study):
+    began, ended = threading.Event(), threading.Event()
+
+    def long(command, log, tick):
+        began.set()
+        try:
+            while True:
+                tick()
+        finally:
+            ended.set()
+
+    def failing(command, log, tick):
+        assert began.wait(20)
+        return 1
+
+    with pytest.raises(CellFailed, match="cell star-r1-seed1"):
+        study.run([long, failing], silent)
+    assert ended.is_set()
+
+
+def test_cores_are_shared_out_among_the_places(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {4, 2, 7, 5, 6})
+    assert share_cores(1) == [[2, 4, 5, 6, 7]]
+    assert share_cores(2) == [[2, 5, 7], [4, 6]]
+    with pytest.raises(ValueError, match="6 cells at once need as many CPU cores, and there are 5"):
+        share_cores(6)
+
+
+def test_a_command_uses_its_cores_only(tmp_path):
+    core = max(os.sched_getaffinity(0))
+    command = [sys.executable, "-c", "import os; print(os.sched_getaffinity(0))"]
+    assert run_command(command, tmp_path / "log", lambda: None, cores=[core]) == 0
+    assert (tmp_path / "log").read_text() == f"{{{core}}}\n"
 
 
 def test_a_command_says_its_status_and_its_words_go_to_the_log(tmp_path):
