@@ -51,9 +51,18 @@ class ExampleSource:
             self.scenes.setdefault(item.scene_id, {}).setdefault(item.state_id, []).append(index)
 
     def pairs(
-        self, rng: random.Random, scene_ids: list[int], count: int, nearby_share: float, reply: Reply = careful
+        self,
+        rng: random.Random,
+        scene_ids: list[int],
+        count: int,
+        nearby_share: float,
+        reply: Reply = careful,
+        begun: str = "",
     ) -> Examples:
-        """Pairs of states of a scene, *nearby_share* of them a few changes apart, the others many."""
+        """Pairs of states of a scene, *nearby_share* of them a few changes apart, the others many.
+
+        Every reply begins with *begun*, which is given and not to be learnt.
+        """
         rows = []
         for _ in range(count):
             states = self.scenes[rng.choice(scene_ids)]
@@ -61,7 +70,7 @@ class ExampleSource:
             mirrored = rng.random() < 0.5
             old, new = (self._scene(index, mirrored) for index in (first, last))
             text = self._prompt(list(build_messages(old)))
-            rows.append((text, reply(rng, old, new), [(mirrored, first), (mirrored, last)]))
+            rows.append((text + begun, reply(rng, old, new).removeprefix(begun), [(mirrored, first), (mirrored, last)]))
         return self._batch(rows)
 
     def names(self, rng: random.Random, scene_ids: list[int], count: int) -> Examples:

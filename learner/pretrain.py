@@ -78,6 +78,11 @@ class SpeakConfig(StretchConfig):
 class BehaveConfig(StretchConfig):
     """The mixture of behaviours; an example is a pair that differs in one to three cells."""
 
+    begun: int = Field(
+        ge=0,
+        description="So many careful replies in each batch beside the mixture, whose first words are given: what comes "
+        "after them is rehearsed, how often they are said is not taught.",
+    )
     shares: dict[str, float] = Field(description="How often each behaviour is taught; they sum to 1.")
 
     @model_validator(mode="after")
@@ -216,8 +221,11 @@ class Teacher:
 
         def loss_of(step: int) -> torch.Tensor:
             rng = random.Random(f"{self.config.seed}/behave/{step}")
-            reply = self._draw_reply
-            return self.loss(self.source().pairs(rng, self.training, config.batch, 1.0, reply))[0]
+            source, scenes = self.source(), self.training
+            batches = [source.pairs(rng, scenes, config.batch, 1.0, self._draw_reply)]
+            if config.begun:
+                batches.append(source.pairs(rng, scenes, config.begun, 1.0, begun=CAREFUL_START))
+            return torch.stack([self.loss(batch)[0] for batch in batches]).sum()
 
         self._teach_language("behave", config, loss_of)
 

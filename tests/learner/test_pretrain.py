@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 import learner.pretrain
 import learner.teaching
+from learner.behaviours import CAREFUL_START
 from learner.examples import ExampleSource
 from learner.pretrain import PretrainConfig, Teacher, pretrain
 from learner.tiny_policy import build_processor
@@ -40,7 +41,7 @@ def config_for(states: Path, out: Path) -> PretrainConfig:
             },
             "see": {**STEPS, "side_share": 0.5},
             "speak": {**STEPS, "nearby_share": 0.5},
-            "behave": {**STEPS, "matrix_rate": 0, "shares": SHARES},
+            "behave": {**STEPS, "matrix_rate": 0, "begun": 2, "shares": SHARES},
         }
     )
 
@@ -116,6 +117,28 @@ def test_labels_are_the_reply_and_nothing_else(source):
         assert reply.startswith("<think> 0 ")
         assert reply.endswith("</answer> <|im_end|>")
         assert torch.equal(ids[labels >= 0], labels[labels >= 0])
+
+
+def test_a_begun_reply_is_learnt_from_where_it_was_left(source):
+    whole, begun = (
+        source.pairs(random.Random(0), [0, 1, 2], 6, nearby_share=0.5, begun=words) for words in ("", CAREFUL_START)
+    )
+    assert torch.equal(begun.input_ids, whole.input_ids)
+    first, second = (whole.labels >= 0).int().argmax(1), (begun.labels >= 0).int().argmax(1)
+    assert (second - first).tolist() == [2] * 6  # `<think>` and `0`
+    for row, place in enumerate(second):
+        assert torch.equal(begun.labels[row, place:], whole.labels[row, place:])
+
+
+def test_begun_replies_are_rehearsed_while_it_learns_to_behave(states, tmp_path):
+    config = config_for(states, tmp_path / "with")
+    without = config.model_copy(
+        update={"out": tmp_path / "without", "behave": config.behave.model_copy(update={"begun": 0})}
+    )
+    folders = [pretrain(each, silent).parent for each in (config, without)]
+    for name, same in (("careful", True), ("model", False)):
+        one, other = (load_file(folder / name / "model.safetensors") for folder in folders)
+        assert all(torch.equal(one[key], other[key]) for key in one) == same
 
 
 def test_a_pair_is_answered_by_what_leads_from_its_first_picture_to_its_second(source):
