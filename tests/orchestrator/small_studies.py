@@ -28,8 +28,9 @@ ANSWER = "<think> </think> <answer> </answer>"
 
 
 def write_study(path: Path, **changes: Any) -> Path:
-    """The shipped study file with other values, *changes* of `section__key`, written to *path*."""
+    """The shipped study file with 60 steps and with *changes* of `section__key`, written to *path*."""
     content = load_study_config(SHIPPED).model_dump(mode="json", exclude_none=True)
+    content["loop"]["steps"] = 60
     del content["reward_service"]["rule"]
     content["learner"].pop("imitation", None)
     for key, value in changes.items():

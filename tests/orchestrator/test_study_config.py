@@ -37,12 +37,12 @@ def test_every_field_is_documented():
 
 
 def test_every_arm_learns_from_the_same_number_of_answers():
-    # 60 steps x 16 prompts x 8 answers to each = 60 steps x 128 prompts x their right answer = 7,680.
+    # 32 steps x 16 prompts x 8 answers to each = 32 steps x 128 prompts x their right answer = 4,096.
     study = load_study_config(SHIPPED)
     assert answers_per_step(study) == 16 * 8 == 128
     star, sft = (cell_config(study, cells(study)[place]) for place in (0, 6))
-    assert star.loop.steps * star.loop.groups_per_step * star.rollout.samples_per_prompt == 7680
-    assert sft.loop.steps * sft.loop.groups_per_step == 7680
+    assert star.loop.steps * star.loop.groups_per_step * star.rollout.samples_per_prompt == 4096
+    assert sft.loop.steps * sft.loop.groups_per_step == 4096
 
 
 def test_a_cell_has_its_arms_rule_imitation_learning_rate_and_seed(tmp_path):
