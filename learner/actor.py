@@ -269,7 +269,8 @@ class LearnerRank:
 
         update = engine.update(passes(), names, step=self._version + 1)
         self._version = PolicyVersion(self._version + 1)
-        stats = {name: update.sums[name] for name in names if name != "loss"}
+        # A mean over no token is not 0.
+        stats = {name: update.sums[name] for name in names if name != "loss" and learned}
         stats |= {"max_abs_log_ratio": update.max_abs_log_ratio, "learning_rate": update.learning_rate}
         return StepReport(
             version=self._version,

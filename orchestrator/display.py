@@ -93,13 +93,13 @@ def metrics_table(columns: Mapping[str, MetricsReport]) -> Table:
 
 
 def reward_table(rows: Sequence[Mapping[str, float]], window: int = 10) -> Table:
-    """Mean reward and each of its parts over the first and the last *window* steps."""
+    """Mean reward and each of its parts over the first and the last *window* steps; a part without a column is 0."""
     window = min(window, len(rows))
     table = Table(title="Reward of sampled answers")
     for column in ("part", f"first {window}", f"last {window}", "change"):
         table.add_column(column, justify="left" if column == "part" else "right")
-    for key in (key for key in rows[0] if key == "reward" or key.startswith("reward/")):
-        first, last = (sum(row[key] for row in part) / window for part in (rows[:window], rows[-window:]))
-        name = key.removeprefix("reward/") if "/" in key else "total"
+    for key in ("reward", *sorted({key for row in rows for key in row if key.startswith("reward/")})):
+        first, last = (sum(row.get(key, 0.0) for row in part) / window for part in (rows[:window], rows[-window:]))
+        name = "total" if key == "reward" else key.removeprefix("reward/")
         table.add_row(name, f"{first:+.3f}", f"{last:+.3f}", f"{last - first:+.3f}")
     return table

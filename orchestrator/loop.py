@@ -7,6 +7,7 @@ GRPO. The first task that fails ends the run.
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ from orchestrator.roles import Learner, Publisher, Rollouts
 from orchestrator.window import Ticket, Window
 from tvr.dataset import PromptOrder
 from tvr.records import PolicyVersion, ScoredGroup, StepReport
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +51,8 @@ class Run:
     """Everything that the loop touches.
 
     *after_step* sees each step once its version is served; every *checkpoint_every* steps the learner's state is kept
-    (0: never), and every *evaluate_every* steps *evaluate* is called with the version just served: it runs beside the
-    steps that follow. A run that goes on begins with its *served* version.
+    (0: never), and every *evaluate_every* steps *evaluate* asks the served policy: it runs beside the steps that
+    follow, one at a time, as *evaluating*. A run that goes on begins with its *served* version.
     """
 
     rollouts: Rollouts
@@ -64,8 +67,9 @@ class Run:
     checkpoint_every: int
     evaluate_every: int
     after_step: Callable[[StepReport, tuple[ScoredGroup, ...], StepTimes], Coroutine[Any, Any, None]]
-    evaluate: Callable[[PolicyVersion], Coroutine[Any, Any, None]]
+    evaluate: Callable[[], Coroutine[Any, Any, None]]
     served: PolicyVersion = field(default=PolicyVersion(0))
+    evaluating: asyncio.Task[None] | None = None
 
 
 class StaleGroup(RuntimeError):
@@ -127,7 +131,20 @@ async def serve(run: Run, sides: asyncio.TaskGroup, step: Learned, takeover: Cor
     times = StepTimes(wait_s=step.wait_s, learn_s=step.learn_s, publish_s=publish_s, pause_s=pause_s)
     await run.after_step(step.report, step.groups, times)
     if run.evaluate_every and run.served % run.evaluate_every == 0 and run.served < run.steps:
-        sides.create_task(run.evaluate(run.served), name=f"evaluation of version {run.served}")
+        begin_evaluation(run, sides)
+
+
+def begin_evaluation(run: Run, sides: asyncio.TaskGroup) -> None:
+    """Of the served version, unless the last one goes on: they would slow each other down, and the steps."""
+    name = f"evaluation of version {run.served}"
+    if run.evaluating is not None and not run.evaluating.done():
+        logger.warning(
+            "no %s: the %s goes on; a larger evaluation.every_steps or evaluation.concurrent_prompts leaves none out",
+            name,
+            run.evaluating.get_name(),
+        )
+        return
+    run.evaluating = sides.create_task(run.evaluate(), name=name)
 
 
 def staleness(group: ScoredGroup, version: PolicyVersion) -> int:

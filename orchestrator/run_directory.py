@@ -61,6 +61,10 @@ class RunDirectory:
         if self.metrics.exists():
             write_rows(self.metrics, [row for row in read_rows(self.metrics) if row["step"] <= self.version])
 
+    def rows(self) -> list[dict[str, float]]:
+        """The rows of all steps so far, one a step."""
+        return read_rows(self.metrics) if self.metrics.exists() else []
+
     def evaluations(self) -> dict[str, Any]:
         """What `evaluation.json` holds, by name."""
         path = self.path / "evaluation.json"

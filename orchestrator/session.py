@@ -48,17 +48,17 @@ class Session:
             found = await evaluate(self.rollouts, self.held_out, lambda done: counter(done, len(self.held_out)))
         self.directory.add_evaluation(when, found)
 
-    async def evaluate_beside(self, version: PolicyVersion) -> None:
-        """`evaluate_version` while training goes on, a few prompts at a time."""
-        await self.evaluate_version(version, self.config.evaluation.concurrent_prompts)
+    async def evaluate_beside(self) -> None:
+        """`evaluate_served` while training goes on, a few prompts at a time."""
+        await self.evaluate_served(self.config.evaluation.concurrent_prompts)
 
-    async def evaluate_version(self, version: PolicyVersion, concurrent_prompts: int = CONCURRENT_PROMPTS) -> None:
-        """The same of a served version between the first and the last, said in a line."""
+    async def evaluate_served(self, concurrent_prompts: int = CONCURRENT_PROMPTS) -> None:
+        """The same between the first version and the last, said in a line and named by the versions that answered."""
         if not self.held_out:
             return
         found = await evaluate(self.rollouts, self.held_out, lambda done: None, concurrent_prompts)
-        self.directory.add_evaluation(f"version {version}", found)
         asked = f"version {found.oldest}" + (f" to {found.newest}" if found.newest > found.oldest else "")
+        self.directory.add_evaluation(asked, found)
         self.console.print(f"evaluation of {asked}: TAcc {found.report.metrics['TAcc']:.3f}", highlight=False)
 
     async def finish(self, version: PolicyVersion) -> None:

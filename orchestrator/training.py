@@ -6,7 +6,7 @@ from rich.console import Console
 
 from orchestrator.config import RunConfig
 from orchestrator.loop import Run, StepTimes, train
-from orchestrator.metrics import imitation_row, step_row
+from orchestrator.metrics import imitation_row, step_row, terms_in, terms_of
 from orchestrator.run_end import show_imitation, show_training
 from orchestrator.session import Recorder, started
 from orchestrator.window import Window
@@ -17,11 +17,13 @@ async def run_training(config: RunConfig, out: Path, console: Console, resume: b
     """Reinforcement learning; with *resume* on from the newest whole checkpoint in *out*."""
     async with started(config, out, console, resume) as session:
         version, size = session.directory.version, config.loop.groups_per_step
+        terms = terms_in(session.directory.rows())
         with Recorder(session) as recorder:
 
             async def after_step(report: StepReport, groups: tuple[ScoredGroup, ...], times: StepTimes) -> None:
                 load = await session.scorer.load()
-                recorder.record(step_row(report, groups, times, load, *recorder.times()))
+                terms.update(terms_of(groups))
+                recorder.record(step_row(report, groups, times, load, terms, *recorder.times()))
 
             run = Run(
                 rollouts=session.rollouts,
@@ -65,7 +67,7 @@ async def run_sft(config: RunConfig, out: Path, console: Console, resume: bool) 
                     await learner.checkpoint()
                 if every and version % every == 0 and version < config.loop.steps:
                     await (await session.publisher.send(version))
-                    await session.evaluate_version(version)
+                    await session.evaluate_served()
                     recorder.times()  # the next step has not taken the time of the evaluation
         if version > session.directory.version:
             await (await session.publisher.send(version))

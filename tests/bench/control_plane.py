@@ -26,7 +26,7 @@ import numpy as np
 import psutil
 
 from orchestrator.loop import Run, StepTimes, train
-from orchestrator.metrics import step_row
+from orchestrator.metrics import step_row, terms_of
 from orchestrator.ray_calls import Pool
 from orchestrator.window import Window
 from reward_service.actor import ScoringLoad
@@ -211,7 +211,8 @@ async def run_for(rollouts: Any, workers: int, seconds: float) -> dict[str, floa
     async def after_step(report: StepReport, groups: tuple[ScoredGroup, ...], times: StepTimes) -> None:
         nonlocal began, last, cpu_s, steps
         now = time.monotonic()
-        step_row(report, groups, times, (ScoringLoad(busy_s=0, full_s=0, longest_wait_s=0),), now - last, now - began)
+        load = ScoringLoad(busy_s=0, full_s=0, longest_wait_s=0)
+        step_row(report, groups, times, (load,), terms_of(groups), now - last, now - began)
         last = now
         if report.version <= UNCOUNTED:
             began, cpu_s = now, cpu_time(driver)
@@ -233,7 +234,7 @@ async def run_for(rollouts: Any, workers: int, seconds: float) -> dict[str, floa
         checkpoint_every=0,
         evaluate_every=0,
         after_step=after_step,
-        evaluate=lambda version: asyncio.sleep(0),
+        evaluate=lambda: asyncio.sleep(0),
     )
     training = asyncio.create_task(train(run))
     stopping = asyncio.create_task(enough.wait())

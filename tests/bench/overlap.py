@@ -34,7 +34,7 @@ from orchestrator.ray_roles import RayRollouts
 from orchestrator.window import Ticket, Window
 from reward_service.load import Busy
 from tvr.dataset import PromptOrder, load
-from tvr.records import PolicyVersion, Prompt, Sample, ScoredGroup, StepReport
+from tvr.records import Prompt, Sample, ScoredGroup, StepReport
 from tvr.rendered import ensure
 
 UNCOUNTED = 5
@@ -173,8 +173,8 @@ def pin() -> None:
                     os.sched_setaffinity(thread.id, {core})
 
 
-async def no_evaluation(version: PolicyVersion) -> None:
-    raise AssertionError(f"version {version} was to be evaluated")
+async def no_evaluation() -> None:
+    raise AssertionError("nothing was to be evaluated")
 
 
 if __name__ == "__main__":

@@ -31,10 +31,10 @@ def make_run(
     checkpoint_every: int = 0,
     evaluate_every: int = 0,
 ) -> GatedRun:
-    async def evaluate(version: PolicyVersion) -> None:
-        events.append(f"evaluation of {version} begins")
+    async def evaluate() -> None:
+        events.append(f"evaluation of {run.served} begins")
         await run.evaluation_gate.wait()
-        events.append(f"evaluation of {version} done")
+        events.append(f"evaluation of {run.served} done")
 
     async def after_step(report: StepReport, groups: object, times: object) -> None:
         events.append(f"after {report.version}")
@@ -236,18 +236,32 @@ def test_sampling_seeds_differ_between_groups_and_between_runs():
 
 async def test_an_evaluation_goes_on_beside_the_steps_and_the_run_ends_with_it():
     events: list[str] = []
-    run = make_run(events, steps=5, max_staleness=1, evaluate_every=2)
+    run = make_run(events, steps=3, max_staleness=1, evaluate_every=2)
     training = asyncio.create_task(finish(run))
-    await until(events, "after 5")
-    assert [event for event in events if event.startswith("evaluation")] == [
-        "evaluation of 2 begins",
-        "evaluation of 4 begins",
-    ]
+    await until(events, "after 3")
+    assert [event for event in events if event.startswith("evaluation")] == ["evaluation of 2 begins"]
     assert events.index("evaluation of 2 begins") > events.index("publish 2 done")
     assert not training.done()
     run.evaluation_gate.set()
     await training
-    assert events[-2:] == ["evaluation of 2 done", "evaluation of 4 done"]
+    assert events[-1] == "evaluation of 3 done"  # by then
+
+
+async def test_evaluations_do_not_pile_up():
+    events: list[str] = []
+    run = make_run(events, steps=7, max_staleness=0, evaluate_every=2)
+    after_step = run.after_step
+
+    async def end_evaluations_after_five(report: StepReport, *rest: object) -> None:
+        await after_step(report, *rest)
+        if report.version == 5:
+            run.evaluation_gate.set()
+            await until(events, "evaluation of 5 done")  # what is served now, of that which began at 2
+
+    run.after_step = end_evaluations_after_five
+    await finish(run)
+    begun = [event for event in events if event.startswith("evaluation") and event.endswith("begins")]
+    assert begun == ["evaluation of 2 begins", "evaluation of 6 begins"]  # 4 came while that of 2 went on
 
 
 async def test_the_last_version_is_left_to_the_evaluation_after_the_run():
@@ -260,8 +274,8 @@ async def test_the_last_version_is_left_to_the_evaluation_after_the_run():
 
 
 async def test_an_evaluation_that_fails_ends_the_run():
-    async def fail(version: PolicyVersion) -> None:
-        raise WorkerGone(version)
+    async def fail() -> None:
+        raise WorkerGone
 
     class WorkerGone(Exception):
         pass

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from orchestrator.display import metrics_table, reward_table, step_line
 from orchestrator.loop import StepTimes
-from orchestrator.metrics import MetricsFile, imitation_row, read_rows, step_row
+from orchestrator.metrics import MetricsFile, imitation_row, read_rows, step_row, terms_in, terms_of
 from reward_service.actor import ScoringLoad
 from tests.fakes import GOLD, make_group, make_prompt, make_scored
 from tvr.answer import parse
@@ -27,7 +28,7 @@ def test_a_row_by_hand(tmp_path):
     # Learned at version 2: the first group, of version 2, is 0 old; the second, of version 1, is 1 old.
     fresh = make_scored(make_group(make_prompt("0/basic/center"), version=2, num_samples=3), [6.0, 0.0, 0.0])
     stale = make_scored(make_group(make_prompt("1/basic/center"), version=1, num_samples=3), [1.0, 1.0, 1.0])
-    row = step_row(REPORT, (fresh, stale), TIMES, SCORING, step_s=4.0, elapsed_s=20.0)
+    row = step_row(REPORT, (fresh, stale), TIMES, SCORING, {"all"}, step_s=4.0, elapsed_s=20.0)
     assert row["reward"] == pytest.approx((6 + 0 + 0 + 1 + 1 + 1) / 6)
     assert row["reward/all"] == row["reward"]
     assert (row["staleness"], row["staleness_max"]) == (0.5, 1.0)
@@ -43,7 +44,7 @@ def test_a_row_by_hand(tmp_path):
     file.write(row)
     file.close()
     (read,) = read_rows(tmp_path / "metrics.jsonl")
-    assert read == pytest.approx(row, abs=1e-6)
+    assert read == pytest.approx(row, rel=1e-5)
     line = step_line(read, steps=10, left_s=125.0)
     assert "step   3/10  version   3  reward +1.50" in line
     assert "left 2:05" in line
@@ -72,11 +73,47 @@ def test_a_row_says_how_many_answers_go_through_the_objects_and_are_exactly_righ
         with_replies(make_group(make_prompt(f"{number}/basic/center"), version=2, num_samples=3), replies)
         for number, replies in enumerate((first, second))
     )
-    row = step_row(REPORT, groups, TIMES, SCORING, step_s=4.0, elapsed_s=20.0)
+    row = step_row(REPORT, groups, TIMES, SCORING, set(), step_s=4.0, elapsed_s=20.0)
     assert row["careful"] == pytest.approx(2 / 6)
     assert row["exact"] == pytest.approx(3 / 6)
     assert row["triplets"] == pytest.approx((1 + 1 + 0 + 3 + 2 + 0) / 6)
     assert row["well_formed"] == pytest.approx(5 / 6)
+
+
+def test_a_row_counts_cut_off_answers_and_their_lengths():
+    scored = make_scored(make_group(make_prompt("0/basic/center"), version=2, num_samples=2), [0.0, 0.0])
+    short, long = scored.group.samples
+    (span,) = long.trace.versions
+    trace = replace(
+        long.trace,
+        token_ids=np.arange(6, dtype=np.int32),
+        logprobs=np.full(6, -0.5, np.float32),
+        versions=(replace(span, end=6),),
+        finish="length",
+    )
+    group = replace(scored.group, samples=(short, replace(long, trace=trace)))
+    row = step_row(REPORT, (replace(scored, group=group),), TIMES, SCORING, set(), step_s=4.0, elapsed_s=20.0)
+    assert row["cut_off"] == 0.5
+    assert row["answer_length"] == 4.0  # 2 and 6 tokens
+    assert (row["publish_s"], row["pause_s"]) == (0.5, 0.25)
+
+
+def test_a_term_that_a_score_leaves_out_is_0_there():
+    group = make_scored(make_group(make_prompt("0/basic/center"), version=2, num_samples=2), [3.0, 1.0])
+    scores = (replace(group.scores[0], parts={"long": 3.0}), replace(group.scores[1], parts={"short": 1.0}))
+    varied = replace(group, scores=scores)
+    assert terms_of([group, varied]) == {"all", "long", "short"}
+    row = step_row(REPORT, (varied,), TIMES, SCORING, {"long", "short", "seen before"}, step_s=4.0, elapsed_s=20.0)
+    assert (row["reward/long"], row["reward/short"], row["reward/seen before"]) == (1.5, 0.5, 0.0)
+    assert terms_in([row, {"step": 1}]) == {"long", "short", "seen before"}
+
+
+def test_small_numbers_are_written_as_exactly_as_large_ones(tmp_path):
+    file = MetricsFile(tmp_path / "metrics.jsonl")
+    file.write({"step": 1_234_567, "learning_rate": 1e-7 / 3, "sampler_kl": 4.6e-12, "answer_tokens": 1_234_567.0})
+    file.close()
+    (row,) = read_rows(tmp_path / "metrics.jsonl")
+    assert row == {"step": 1_234_567, "learning_rate": 3.33333e-8, "sampler_kl": 4.6e-12, "answer_tokens": 1_234_567.0}
 
 
 def test_a_supervised_row_by_hand():
@@ -101,6 +138,15 @@ def test_the_reward_table_compares_the_first_and_the_last_steps():
     assert cells(reward_table(rows, window=2)) == {
         "total": ["+0.500", "+18.500", "+18.000"],  # (0 + 1) / 2, (18 + 19) / 2
         "format": ["+0.500", "+0.500", "+0.000"],
+    }
+
+
+def test_the_reward_table_shows_every_term_that_any_row_has():
+    rows = [{"reward": 1.0, "reward/format": 1.0}, {"reward": 2.0, "reward/right": 2.0}]
+    assert cells(reward_table(rows, window=1)) == {
+        "total": ["+1.000", "+2.000", "+1.000"],
+        "format": ["+1.000", "+0.000", "-1.000"],
+        "right": ["+0.000", "+2.000", "+2.000"],
     }
 
 
