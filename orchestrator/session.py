@@ -18,8 +18,9 @@ from orchestrator.publish import make_publisher
 from orchestrator.ray_roles import RayLearner, RayMetrics, RayRollouts
 from orchestrator.ray_scoring import RayScorer
 from orchestrator.roles import Publisher
-from orchestrator.run_directory import RunDirectory, open_run_directory
-from tvr.dataset import PromptOrder, load
+from orchestrator.run_directory import Kind, RunDirectory, claimed_run_directory
+from reward_service.rules import load_rule
+from tvr.dataset import PromptOrder, PromptSet, load
 from tvr.records import PolicyVersion, Prompt
 from tvr.rendered import ensure
 
@@ -73,44 +74,64 @@ class Session:
 
 
 @asynccontextmanager
-async def started(config: RunConfig, out: Path, console: Console, resume: bool) -> AsyncIterator[Session]:
-    """Render if needed, start the workers, and evaluate the policy that the run begins with."""
-    directory = open_run_directory(config, out, resume)
-    for torn in directory.torn:
-        console.print(f"passed over a checkpoint: {torn.reason}", highlight=False, soft_wrap=True)
-    if directory.checkpoint is not None:
-        console.print(f"going on from {directory.checkpoint.path}", highlight=False, soft_wrap=True)
+async def started(config: RunConfig, out: Path, kind: Kind, console: Console, resume: bool) -> AsyncIterator[Session]:
+    """Render if needed, start the workers, and evaluate the policy that the run begins with.
+
+    What a user can mend is said before the workers start, as ConfigError.
+    """
+    with claimed_run_directory(config, out, kind, resume) as directory:
+        for line in (
+            *(f"passed over a checkpoint: {torn.reason}" for torn in directory.torn),
+            *([f"going on from {directory.checkpoint.path}"] if directory.checkpoint else []),
+            *directory.changed,
+        ):
+            console.print(line, highlight=False, soft_wrap=True, markup=False)
+        _check_rule(config)
+        data, training, held_out = _prompts(config, console)
+        directory.check_data(data)
+        prompts = PromptOrder(training, config.seed)
+        prompts.seek(directory.version * config.loop.groups_per_step)
+        with connected(config):
+            console.print("starting the workers")
+            began = time.monotonic()
+            path = None if directory.checkpoint is None else directory.checkpoint.path
+            rollouts, scorer, learner = await start_roles(config, directory.path, path)
+            console.print(f"all workers are ready after {time.monotonic() - began:.0f} s", highlight=False)
+            directory.begin(config, kind, data)
+            session = Session(
+                config=config,
+                console=console,
+                directory=directory,
+                rollouts=rollouts,
+                scorer=scorer,
+                learner=learner,
+                publisher=make_publisher(learner, rollouts, config.rollout),
+                prompts=prompts,
+                held_out=held_out,
+            )
+            if "before" not in directory.evaluations():
+                await session.evaluate("before")
+            if directory.version > 0:
+                await (await session.publisher.send(directory.version))
+            yield session
+    console.print(f"run directory: {out}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _check_rule(config: RunConfig) -> None:
+    try:
+        load_rule(config.reward_service)
+    except ValueError as error:
+        raise ConfigError(f"reward_service.rule: {error}") from error
+
+
+def _prompts(config: RunConfig, console: Console) -> tuple[Path, PromptSet, list[Prompt]]:
+    """The data set, rendered if it is missing, its training prompts and those that are held out."""
     try:
         with counting(console, "rendering pairs") as counter:
             data = ensure(config.data, counter)
-    except ValueError as error:
+        return data, load(data, "train"), load(data, "test")[: config.evaluation.max_samples]
+    except (ValueError, OSError) as error:
         raise ConfigError(f"data: {error}") from error
-    prompts = PromptOrder(load(data, "train"), config.seed)
-    prompts.seek(directory.version * config.loop.groups_per_step)
-    with connected(config):
-        console.print("starting the workers")
-        began = time.monotonic()
-        path = None if directory.checkpoint is None else directory.checkpoint.path
-        rollouts, scorer, learner = await start_roles(config, directory.path, path)
-        console.print(f"all workers are ready after {time.monotonic() - began:.0f} s", highlight=False)
-        directory.begin(config)
-        session = Session(
-            config=config,
-            console=console,
-            directory=directory,
-            rollouts=rollouts,
-            scorer=scorer,
-            learner=learner,
-            publisher=make_publisher(learner, rollouts, config.rollout),
-            prompts=prompts,
-            held_out=load(data, "test")[: config.evaluation.max_samples],
-        )
-        if "before" not in directory.evaluations():
-            await session.evaluate("before")
-        if directory.version > 0:
-            await (await session.publisher.send(directory.version))
-        yield session
-    console.print(f"run directory: {out}", highlight=False, soft_wrap=True)
 
 
 class Recorder:

@@ -5,11 +5,9 @@ It holds `study.toml` (resolved), `base.json` (checksums of the base policy), `s
 (to the test pairs), NAME.seconds.json and, once all of it is there, NAME.result.json. The base has the name `base`.
 """
 
-import fcntl
 import hashlib
 import json
 import os
-import time
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +18,7 @@ from typing import Any
 import tomli_w
 
 from orchestrator.config import ConfigError
+from orchestrator.folder_lock import lock
 from orchestrator.study_config import StudyConfig
 
 BASE = "base"
@@ -69,16 +68,11 @@ class StudyDirectory:
     def locked(self) -> Iterator[int]:
         """Nobody else may run cells meanwhile. Gives the lock's file, which a cell's command inherits: it ends after
         its study was killed, not with it. Raises ConfigError if another study keeps it."""
-        with (self.path / "lock").open("a") as file:
-            deadline = time.monotonic() + LOCK_WAIT_S
-            while True:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError as error:
-                    if time.monotonic() > deadline:
-                        raise ConfigError(f"out = {self.path}: another study runs in it; wait, or end it") from error
-                    time.sleep(0.2)
+        try:
+            file = lock(self.path / "lock", LOCK_WAIT_S)
+        except BlockingIOError as error:
+            raise ConfigError(f"out = {self.path}: another study runs in it; wait, or end it") from error
+        with file:
             yield file.fileno()
 
 

@@ -15,7 +15,7 @@ from tvr.records import ScoredGroup, StepReport
 
 async def run_training(config: RunConfig, out: Path, console: Console, resume: bool) -> None:
     """Reinforcement learning; with *resume* on from the newest whole checkpoint in *out*."""
-    async with started(config, out, console, resume) as session:
+    async with started(config, out, "train", console, resume) as session:
         version, size = session.directory.version, config.loop.groups_per_step
         terms = terms_in(session.directory.rows())
         with Recorder(session) as recorder:
@@ -55,7 +55,7 @@ async def run_sft(config: RunConfig, out: Path, console: Console, resume: bool) 
     """STAR-SFT: the same data, batches, learner and metrics, with the right answers to learn from."""
     # A likelihood has no temperature, and the evaluation is greedy.
     config = config.model_copy(update={"rollout": config.rollout.model_copy(update={"temperature": 1.0})})
-    async with started(config, out, console, resume) as session:
+    async with started(config, out, "sft", console, resume) as session:
         learner, size, every = session.learner, config.loop.groups_per_step, config.evaluation.every_steps
         version = session.directory.version
         with Recorder(session) as recorder:
