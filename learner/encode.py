@@ -1,14 +1,13 @@
 """The two pictures of a prompt, as the vision tower wants them."""
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from transformers import AutoProcessor
 
+from tvr.pictures import decode_pair
 from tvr.records import Prompt
 
 
@@ -28,12 +27,10 @@ class PairEncoder:
         self.image_token_id: int = self.processor.image_token_id
 
     def encode(self, prompt: Prompt, prompt_token_ids: np.ndarray) -> EncodedPair:
-        """Raises ValueError if the prompt holds another number of image tokens than its pictures need.
-
-        That means that the engine and the learner saw different pictures, or use different processors.
+        """Raises ValueError if a picture cannot be read, or if the prompt holds another number of image tokens than
+        its pictures need: then engine and learner saw different pictures, or use different processors.
         """
-        pictures = [picture.convert("RGB") for picture in _open(prompt)]
-        inputs = self.processor.image_processor(images=pictures, return_tensors="pt")
+        inputs = self.processor.image_processor(images=decode_pair(prompt), return_tensors="pt")
         grid_thw = inputs["image_grid_thw"]
         need = int(grid_thw.prod(-1).sum()) // self.processor.image_processor.merge_size**2
         have = int((prompt_token_ids == self.image_token_id).sum())
@@ -51,12 +48,7 @@ class PairEncoder:
         text = self.processor.apply_chat_template(list(prompt.messages), tokenize=False, add_generation_prompt=True)
         images = self.processor.image_processor
         parts = text.split(self.processor.image_token)
-        for number, picture in enumerate(_open(prompt), 1):
+        for number, picture in enumerate(decode_pair(prompt), 1):
             patches = images.get_number_of_image_patches(picture.height, picture.width, {})
             parts[number] = self.processor.image_token * (patches // images.merge_size**2) + parts[number]
         return np.array(self.processor.tokenizer("".join(parts), add_special_tokens=False)["input_ids"], np.int32)
-
-
-def _open(prompt: Prompt) -> list[Image.Image]:
-    """Not decoded yet."""
-    return [Image.open(io.BytesIO(data)) for data in (prompt.pictures.initial, prompt.pictures.final)]

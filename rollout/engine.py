@@ -7,7 +7,6 @@ by the end token or by length is an error, never a sample. Written for vLLM 0.32
 
 import asyncio
 import hashlib
-import io
 import itertools
 import logging
 import os
@@ -19,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from rollout.config import NCCL, RolloutConfig
 from tvr.manifest import Bucket, Manifest, TensorInfo
+from tvr.pictures import decode_pair
 from tvr.records import PolicyVersion, Prompt, Sample, Trace, VersionSpan
 
 logger = logging.getLogger(__name__)
@@ -225,7 +224,7 @@ class Completion:
 
 def build_request(prompt: Prompt, processor: Any) -> dict[str, Any]:
     """The engine's request for *prompt*: token ids with one placeholder per picture (the engine expands them) and the
-    decoded pictures. Raises ValueError, naming the prompt, if the two do not match."""
+    decoded pictures. Raises ValueError, naming the prompt, if the two do not match or a picture cannot be read."""
     text = processor.apply_chat_template(list(prompt.messages), tokenize=False, add_generation_prompt=True)
     # The template has written every special token.
     token_ids = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -236,11 +235,7 @@ def build_request(prompt: Prompt, processor: Any) -> dict[str, Any]:
             f"prompt {prompt.id} has {placeholders} image placeholders for {PICTURES_PER_PROMPT} pictures; "
             "check its messages and the model's chat template"
         )
-    pictures = [
-        _decode(prompt.id, "initial", prompt.pictures.initial),
-        _decode(prompt.id, "final", prompt.pictures.final),
-    ]
-    return {"prompt_token_ids": token_ids, "multi_modal_data": {"image": pictures}}
+    return {"prompt_token_ids": token_ids, "multi_modal_data": {"image": decode_pair(prompt)}}
 
 
 def engine_seed(prompt_id: str, seed: int) -> int:
@@ -278,14 +273,6 @@ def _write(path: Path, arrays: Sequence[np.ndarray]) -> None:
     with path.open("wb") as file:
         for array in arrays:
             file.write(array.data)
-
-
-def _decode(prompt_id: str, which: str, encoded: bytes) -> Image.Image:
-    try:
-        with Image.open(io.BytesIO(encoded)) as picture:
-            return picture.convert("RGB")
-    except UnidentifiedImageError as error:
-        raise ValueError(f"prompt {prompt_id}: its {which} picture is not an image that can be decoded") from error
 
 
 def on_cpu() -> bool:

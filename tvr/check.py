@@ -7,7 +7,6 @@ undo a change; that is a note. Pairs may share a scene within a split, never acr
 """
 
 import hashlib
-import io
 import json
 import math
 from collections import Counter, defaultdict
@@ -18,9 +17,10 @@ from typing import Any, NamedTuple
 
 import datasets
 import pyarrow
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from tvr.dataset import FEATURES, RECIPE, SPLITS, Progress
+from tvr.pictures import decode
 from tvr.scene import (
     ATTRIBUTES,
     MAX_OBJECTS,
@@ -215,15 +215,7 @@ def read_picture(image: Mapping[str, Any] | None) -> Image.Image:
     encoded = _bytes(image)
     if not encoded:
         raise ValueError("has no bytes; pictures must lie in the data set itself")
-    try:
-        with Image.open(io.BytesIO(encoded)) as picture:
-            picture.verify()  # the checksums of a PNG, which decoding skips
-        with Image.open(io.BytesIO(encoded)) as picture:
-            picture.load()
-    except UnidentifiedImageError as error:
-        raise ValueError("is no picture; it must be a PNG or JPEG file") from error
-    except Exception as error:  # a damaged one makes Pillow raise nearly anything, and all of it is the finding
-        raise ValueError(f"cannot be decoded: {error}") from error
+    picture = decode(encoded)
     if picture.mode != "RGB":
         raise ValueError(f"is of mode {picture.mode}; it must be RGB")
     return picture

@@ -172,3 +172,14 @@ def test_pictures_that_do_not_fit_the_prompt_are_refused(encoder: PairEncoder, m
     small, large = (make_group(number, [1], sizes=pair).group for number, pair in enumerate(sizes))
     with pytest.raises(ValueError, match="holds 12 image tokens and its pictures need 14"):
         encoder.encode(large.prompt, shared_prompt(small))
+
+
+def test_a_picture_that_cannot_be_read_is_refused_by_prompt_id(
+    encoder: PairEncoder, make_group: Callable[..., Any]
+) -> None:
+    group = make_group(7, [1]).group
+    pair = replace(group.prompt.pictures, final=group.prompt.pictures.final[:-1000])
+    broken = replace(group.prompt, pair=pair)
+    for read in (lambda: encoder.encode(broken, shared_prompt(group)), lambda: encoder.tokenise(broken)):
+        with pytest.raises(ValueError, match="prompt 7/basic/center: its final picture cannot be decoded"):
+            read()

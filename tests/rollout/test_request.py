@@ -1,9 +1,11 @@
+import io
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from transformers import AutoProcessor
 
 from rollout.engine import build_request, engine_seed
@@ -31,10 +33,26 @@ def test_too_many_placeholders_are_refused_by_prompt_id(processor: Any, make_pro
         build_request(replace(prompt, messages=(prompt.messages[0], extra)), processor)
 
 
-def test_a_picture_that_is_none_is_refused_by_prompt_id(processor: Any, make_prompt: Callable[[int], Prompt]) -> None:
+def as_bitmap(picture: bytes) -> bytes:
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(picture)).save(buffer, format="BMP")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda _: b"no picture", "is no picture"),
+        (lambda picture: picture[:-1000], "cannot be decoded"),
+        (as_bitmap, "is no picture; it must be a PNG or JPEG file"),
+    ],
+)
+def test_a_picture_that_cannot_be_read_is_refused_by_prompt_id(
+    spoil: Callable[[bytes], bytes], reason: str, processor: Any, make_prompt: Callable[[int], Prompt]
+) -> None:
     prompt = make_prompt(17)
-    broken = ImagePair(initial=prompt.pair.initial, final=b"no picture", view="center")
-    with pytest.raises(ValueError, match="prompt 17/basic/center: its final picture"):
+    broken = ImagePair(initial=prompt.pair.initial, final=spoil(prompt.pair.final), view="center")
+    with pytest.raises(ValueError, match=f"prompt 17/basic/center: its final picture {reason}"):
         build_request(replace(prompt, pair=broken), processor)
 
 

@@ -166,6 +166,10 @@ DAMAGE: list[tuple[str, Callable[[Row], None], str]] = [
         "the final picture cannot be decoded: image file is truncated",
     ),
     ("no picture", put({"bytes": b"not a picture"}, "initial"), "the initial picture is no picture"),
+    *(
+        (kind, put({"bytes": encoded("RGB", kind)}, "final"), "the final picture is no picture; it must be a PNG")
+        for kind in ("BMP", "TIFF", "WEBP", "EPS")
+    ),
     ("with alpha", put({"bytes": encoded("RGBA")}, "initial"), "the initial picture is of mode RGBA; it must be RGB"),
     (
         "other size",
