@@ -2,13 +2,14 @@
 
 TRANCE is `data.jsonl`, one sample a line, with its pictures in `image/`; or `data.h5`, which holds the same packed and
 knows the splits. Every sample is checked down to its last pixel: a damaged one is left out whole and reported, never
-repaired. Only the first and the last state of a sample are looked at. Called by `star-r1 data trance`.
+repaired. Only the first and the last state of a sample are looked at. Nothing is read from outside TRANCE's own files,
+whatever they say: HDF5 can name files on this machine as the place of its pixels. Called by `star-r1 data trance`.
 """
 
 import ast
-import io
 import json
 import math
+import os
 import re
 import reprlib
 from collections.abc import Callable, Collection, Iterator
@@ -20,11 +21,11 @@ from typing import Annotated, Any, TypeVar
 
 import h5py
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
 from tvr.dataset import write_folder
+from tvr.pictures import check_size, decode
 from tvr.render import to_png
 from tvr.scene import (
     ATTRIBUTES,
@@ -181,8 +182,12 @@ class _Lines:
                     yield _Entry(place=f"line {number}", key=None, read=partial(bytes, line))
 
     def picture(self, split: str, name: str) -> bytes:
+        folder = (self.path.parent / "image").resolve()
         try:
-            data = (self.path.parent / "image" / name).read_bytes()
+            file = Path(os.path.realpath(folder / name, strict=True))
+            if file.parent != folder:
+                raise _Damage(f"image/{name} is a link to a file elsewhere; only what lies in image/ is read")
+            data = file.read_bytes()
         except FileNotFoundError:
             raise _Damage(f"image/{name} is missing") from None
         except OSError as error:
@@ -196,7 +201,7 @@ class _Packed:
     def __init__(self, path: Path, file: h5py.File, split: str | None) -> None:
         self.path = path
         self._file = file
-        splits = [name for name in SPLITS if isinstance(file.get(name), h5py.Group)]
+        splits = [name for name in SPLITS if self._has_group(file, name)]
         if not splits:
             raise TranceError(f"{path} has none of the groups {', '.join(SPLITS)}; it is not TRANCE's data.h5")
         if split is not None and split not in splits:
@@ -210,20 +215,21 @@ class _Packed:
 
     def picture(self, split: str, name: str) -> bytes:
         with _reading(f"image/{name}"):
-            stored = self._file[split]["image"].get(name)
+            stored = _member(self._file[split]["image"], name)
             if not isinstance(stored, h5py.Dataset):
                 raise _Damage(f"image/{name} is missing")
             if stored.ndim != 3 or stored.shape[2] not in (3, 4) or 0 in stored.shape or stored.dtype != np.uint8:
                 raise _Damage(
                     f"image/{name} is {stored.dtype} {stored.shape}; it must be uint8 (height, width, 3 or 4 channels)"
                 )
+            check_size(stored.shape[1], stored.shape[0])
             array = stored[..., :3]
         return to_png(array)
 
     def _read_keys(self, split: str) -> list[str]:
         group = self._file[split]
         for name in ("data", "image"):
-            if not isinstance(group.get(name), h5py.Group):
+            if not self._has_group(group, name):
                 raise TranceError(f"{self.path} has no group {split}/{name}; download it again")
         try:
             text = _read_text(group, "keys")
@@ -233,6 +239,12 @@ class _Packed:
         if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
             raise TranceError(f"{self.path}: {split}/keys is not the text of a list of strings; download it again")
         return keys
+
+    def _has_group(self, parent: h5py.Group, name: str) -> bool:
+        try:
+            return isinstance(_member(parent, name), h5py.Group)
+        except _Damage as error:
+            raise TranceError(f"{self.path}: {error}; download it again") from error
 
     def _read_sample(self, split: str, key: str) -> str | bytes:
         if not _is_plain(key):
@@ -340,10 +352,24 @@ def _opened(path: Path, split: str | None) -> Iterator[_Lines | _Packed]:
         yield _Packed(path, file, split)
 
 
+def _member(group: h5py.Group, name: str) -> Any:
+    """What is stored in *group* itself under *name*, None without. Raises _Damage for what is kept anywhere else."""
+    link = group.get(name, getlink=True)
+    if link is None:
+        return None
+    where = f"{group.name.rstrip('/')}/{name}"
+    if not isinstance(link, h5py.HardLink):
+        raise _Damage(f"{where} is a link to elsewhere; only what lies in the file itself is read")
+    stored = group[name]
+    if isinstance(stored, h5py.Dataset) and (stored.external or stored.is_virtual):
+        raise _Damage(f"{where} keeps its content in other files; only what lies in the file itself is read")
+    return stored
+
+
 def _read_text(group: h5py.Group, name: str) -> str | bytes:
     """A scalar text data set. Raises _Damage."""
     with _reading(name):
-        stored = group.get(name)
+        stored = _member(group, name)
         value = stored[()] if isinstance(stored, h5py.Dataset) and stored.shape == () else None
     if not isinstance(value, str | bytes):
         raise _Damage(f"there is no text {name!r} in the group {group.name}")
@@ -554,14 +580,9 @@ def _to_rows(sample: _Checked, picture: Callable[[str], bytes]) -> Iterator[Row]
 def _rgb_bytes(data: bytes, name: str) -> bytes:
     """The bytes of an RGB picture as they are, those of an RGBA one as RGB PNG. Raises _Damage."""
     try:
-        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as picture:
-            picture.verify()  # checksums, which decoding skips
-        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as picture:
-            picture.load()
-    except UnidentifiedImageError:
-        raise _Damage(f"image/{name} is not a PNG or JPEG picture") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise _Damage(f"image/{name} is broken: {error}") from error
+        picture = decode(data)
+    except ValueError as error:
+        raise _Damage(f"image/{name} {error}") from error
     if picture.mode == "RGB":
         return data
     if picture.mode != "RGBA":

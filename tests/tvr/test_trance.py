@@ -565,14 +565,29 @@ def grey(data: bytes) -> bytes:
     return buffer.getvalue()
 
 
+def bitmap(data: bytes) -> bytes:
+    """A sound picture, of a kind that TRANCE has none of."""
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(data)).save(buffer, format="BMP")
+    return buffer.getvalue()
+
+
+def enormous(data: bytes) -> bytes:
+    """With another size in the header, and its checksum right."""
+    header = b"IHDR" + (9_000).to_bytes(4, "big") * 2 + data[24:29]
+    return data[:12] + header + zlib.crc32(header).to_bytes(4, "big") + data[33:]
+
+
 @pytest.mark.parametrize("which", ["init.C", "fin.C", "fin.R"])
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        (truncated, "is broken: .*"),
-        (flipped, "is broken: broken PNG file .*"),
-        (lambda _: b"", "is not a PNG or JPEG picture"),
-        (lambda data: b"GIF89a" + data, "is not a PNG or JPEG picture"),
+        (truncated, "cannot be decoded: .*"),
+        (flipped, "cannot be decoded: broken PNG file .*"),
+        (lambda _: b"", "is no picture; it must be a PNG or JPEG file"),
+        (lambda data: b"GIF89a" + data, "is no picture; it must be a PNG or JPEG file"),
+        (bitmap, "is no picture; it must be a PNG or JPEG file"),
+        (enormous, "cannot be decoded: it has 9000x9000 pixels, more than 16777216; make it smaller"),
         (grey, "has mode L; it must be RGB or RGBA"),
     ],
 )
@@ -594,6 +609,37 @@ def test_a_picture_that_is_a_folder_leaves_out_its_sample(tmp_path):
     summary, _ = convert_into(tmp_path / "out", source)
     reason = "image/img_000007-fin.L.png cannot be read: Is a directory"
     assert summary.splits["test"].problems == [Problem(idx="7", reason=reason)]
+
+
+@pytest.mark.parametrize("target", ["secret.png", "/proc/self/mem"])
+def test_a_link_out_of_the_folder_is_not_followed(tmp_path, target):
+    source = write_jsonl(tmp_path / "in", [one(1), one(7)])
+    Image.fromarray(pixels("secret", 3)).save(tmp_path / "secret.png")
+    link = source / "image/img_000007-fin.L.png"
+    link.unlink()
+    link.symlink_to(tmp_path / target)
+    summary, prompts = convert_into(tmp_path / "out", source)
+    reason = "image/img_000007-fin.L.png is a link to a file elsewhere; only what lies in image/ is read"
+    assert summary.splits["test"].problems == [Problem(idx="7", reason=reason)]
+    assert ids(prompts) == five(1)
+
+
+def test_links_within_the_folder_and_a_folder_that_is_one_are_followed(tmp_path):
+    source = write_jsonl(tmp_path / "in", [one(1)])
+    (source / "image").rename(tmp_path / "pictures")
+    (source / "image").symlink_to(tmp_path / "pictures")
+    (tmp_path / "pictures/img_000001-fin.L.png").unlink()
+    (tmp_path / "pictures/img_000001-fin.L.png").symlink_to("img_000001-fin.C.png")
+    assert ids(convert_into(tmp_path / "out", source)[1]) == five(1)
+
+
+def test_a_link_that_leads_to_itself_leaves_out_its_sample(tmp_path):
+    source = write_jsonl(tmp_path / "in", [one(1), one(7)])
+    link = source / "image/img_000007-fin.L.png"
+    link.unlink()
+    link.symlink_to(link)
+    (problem,) = convert_into(tmp_path / "out", source)[0].splits["test"].problems
+    assert problem.reason == "image/img_000007-fin.L.png cannot be read: Too many levels of symbolic links"
 
 
 def set_keys(text: Any) -> Callable[[h5py.File], None]:
@@ -624,7 +670,39 @@ def set_date(name: str, space: h5py.h5s.SpaceID) -> Callable[[h5py.File], None]:
     return change
 
 
+def set_external(name: str, kind: str) -> Callable[[h5py.File], None]:
+    """What stands under *name* is moved to other files of this machine, and only named here."""
+
+    def change(file: h5py.File) -> None:
+        stored = file[name][()]
+        del file[name]
+        folder = Path(file.filename).parent
+        if kind == "pixels":
+            (folder / "pixels").write_bytes(stored.tobytes())
+            parts = [(folder / "pixels", 0, stored.nbytes)]
+            file.create_dataset(name, shape=stored.shape, dtype=stored.dtype, external=parts)
+            return
+        with h5py.File(folder / "other.h5", "w") as other:
+            other["x"] = stored
+        if kind == "link":
+            file[name] = h5py.ExternalLink("other.h5", "/x")
+            return
+        layout = h5py.VirtualLayout(stored.shape, stored.dtype)
+        layout[...] = h5py.VirtualSource(folder / "other.h5", "x", shape=stored.shape)
+        file.create_virtual_dataset(name, layout)
+
+    return change
+
+
+def set_huge(file: h5py.File) -> None:
+    """75 MB, of which nothing was ever written."""
+    del file[f"test/{INIT}"]
+    file.create_dataset(f"test/{INIT}", (5000, 5000, 3), np.uint8, chunks=(1000, 1000, 3))
+
+
 INIT = "image/img_000007-init.C.png"
+LINK = "is a link to elsewhere; only what lies in the file itself is read"
+ELSEWHERE = "keeps its content in other files; only what lies in the file itself is read"
 WRONG_ARRAY = "it must be uint8 (height, width, 3 or 4 channels)"
 NO_TEXT = "there is no text '7' in the group /test/data"
 NO_DATE = "cannot be read: No NumPy equivalent for TypeTimeID exists"
@@ -672,6 +750,20 @@ HDF5_DAMAGES = {
         set_item(f"test/{INIT}", np.zeros((24, 32, 3), np.float32)),
         "7",
         f"{INIT} is float32 (24, 32, 3); {WRONG_ARRAY}",
+    ),
+    "data behind a link to another file": (set_external("test/data/7", "link"), "7", f"/test/data/7 {LINK}"),
+    "a picture behind a link to another file": (set_external(f"test/{INIT}", "link"), "7", f"/test/{INIT} {LINK}"),
+    "a picture behind a soft link": (
+        set_item(f"test/{INIT}", h5py.SoftLink("/test/image/img_000001-init.C.png")),
+        "7",
+        f"/test/{INIT} {LINK}",
+    ),
+    "a picture in another file": (set_external(f"test/{INIT}", "pixels"), "7", f"/test/{INIT} {ELSEWHERE}"),
+    "a virtual picture": (set_external(f"test/{INIT}", "virtual"), "7", f"/test/{INIT} {ELSEWHERE}"),
+    "a picture too large to be one": (
+        set_huge,
+        "7",
+        f"{INIT} cannot be read: it has 5000x5000 pixels, more than 16777216; make it smaller",
     ),
     "a picture that is nothing": (
         set_item(f"test/{INIT}", h5py.Empty("uint8")),
@@ -738,6 +830,15 @@ NOT_A_LIST = "test/keys is not the text of a list of strings; download it again"
         (set_item("test/image", None), "has no group test/image"),
         (set_item("test/data", "{}"), "has no group test/data"),
         (set_item("test", None), "has none of the groups train, val, test"),
+        (set_item("train", h5py.ExternalLink("other.h5", "/")), "/train is a link to elsewhere; only what lies in the"),
+        (
+            set_item("test/data", h5py.SoftLink("/test/image")),
+            "/test/data is a link to elsewhere; only what lies in the",
+        ),
+        (
+            set_item("test/keys", h5py.SoftLink("/test/data/1")),
+            "/test/keys is a link to elsewhere; only what lies in the",
+        ),
     ],
 )
 def test_a_damaged_hdf5_file_is_an_error(tmp_path, change, message):
