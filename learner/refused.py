@@ -1,21 +1,30 @@
 """A step that was not finite: which groups are the cause, kept so that it can be done again.
 
     refused/step-000012/
-      model/             the policy that the step would have changed, a plain Hugging Face folder
-      groups.pickle      all groups of the step, ScoredGroup records
-      refused.json       the causes, and the learner's section of the run file
+      model/                the policy that the step would have changed, a plain Hugging Face folder
+      groups.json           all groups of the step, ScoredGroup records, but for their arrays and pictures
+      groups.safetensors    these, by the names that stand in their places
+      refused.json          the causes, and the learner's section of the run file
 
-`star-r1 replay` does the step again from this folder, group by group, without an update.
+`star-r1 replay` does the step again from this folder, group by group, without an update. The folder may come from
+anybody: nothing in it is run, and its records are checked as they were when they were made.
 """
 
 import json
-import pickle
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+from pydantic import ConfigDict, TypeAdapter
 
 from learner.config import LearnerConfig, LearnerJob
 from tvr.records import ScoredGroup
+
+REFUSED, GROUPS, ARRAYS, PICKLED = "refused.json", "groups.json", "groups.safetensors", "groups.pickle"
+_STANDS_FOR = "$stands for"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,21 +65,58 @@ def save_refused(
 ) -> None:
     """Write the folder beside the model, which is there already."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "groups.pickle").write_bytes(pickle.dumps(tuple(groups)))
+    text, arrays = _pack(groups)
+    safetensors.numpy.save_file(arrays, folder / ARRAYS)
+    (folder / GROUPS).write_text(text + "\n")
     content = {
         "causes": [str(group) for group in examined if not group.is_finite],
         "learner": config.model_dump(mode="json"),
         "job": asdict(job),
     }
-    (folder / "refused.json").write_text(json.dumps(content, indent=2) + "\n")
+    (folder / REFUSED).write_text(json.dumps(content, indent=2) + "\n")
 
 
 def load_refused(folder: Path) -> tuple[tuple[ScoredGroup, ...], LearnerConfig, LearnerJob]:
     """The groups, and how a learner does the step again: on one rank, with the policy as it was.
 
-    Open only folders of your own runs: pickle runs what it reads.
+    Raises ValueError, a sentence for the user, when they cannot be read.
     """
-    content = json.loads((folder / "refused.json").read_text())
-    config = LearnerConfig.model_validate(content["learner"] | {"ranks": 1, "lora_rank": 0})  # it was saved merged
-    job = LearnerJob(**content["job"] | {"model": str(folder / "model"), "folder": str(folder)})
-    return pickle.loads((folder / "groups.pickle").read_bytes()), config, job
+    if (folder / PICKLED).exists() and not (folder / GROUPS).exists():
+        raise ValueError(
+            f"{folder}: its groups are in {PICKLED}, which could run anything when it is read, and is not; let this "
+            "version train to the step again, which keeps them in another way"
+        )
+    try:
+        content = json.loads((folder / REFUSED).read_text())
+        config = LearnerConfig.model_validate(content["learner"] | {"ranks": 1, "lora_rank": 0})  # it was saved merged
+        job = LearnerJob(**content["job"] | {"model": str(folder / "model"), "folder": str(folder)})
+        return _unpack((folder / GROUPS).read_text(), safetensors.numpy.load_file(folder / ARRAYS)), config, job
+    except Exception as error:  # files can be damaged in any way, and none of it is taken
+        cause = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(
+            f"{folder}: the refused step in it cannot be read ({cause}); give a folder as `train` left it in refused/"
+        ) from error
+
+
+def _pack(groups: Sequence[ScoredGroup]) -> tuple[str, dict[str, np.ndarray]]:
+    """*groups* as JSON, and the arrays and pictures that a name stands for in it."""
+    arrays: dict[str, np.ndarray] = {}
+
+    def keep(value: bytes | np.ndarray) -> dict[str, str]:
+        kind = "picture" if isinstance(value, bytes) else "array"
+        name = f"{kind} {len(arrays)}"
+        arrays[name] = np.frombuffer(value, np.uint8) if isinstance(value, bytes) else np.ascontiguousarray(value)
+        return {_STANDS_FOR: name}
+
+    return json.dumps([asdict(group) for group in groups], default=keep), arrays
+
+
+def _unpack(text: str, arrays: dict[str, np.ndarray]) -> tuple[ScoredGroup, ...]:
+    def put_back(entry: dict[str, Any]) -> Any:
+        if _STANDS_FOR not in entry:
+            return entry
+        name = entry[_STANDS_FOR]
+        return arrays[name].tobytes() if name.startswith("picture") else arrays[name]
+
+    kind = TypeAdapter(tuple[ScoredGroup, ...], config=ConfigDict(arbitrary_types_allowed=True))
+    return kind.validate_python(json.loads(text, object_hook=put_back))
