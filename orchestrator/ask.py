@@ -11,9 +11,8 @@ import hashlib
 import json
 import logging
 import os
-import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -22,6 +21,7 @@ from openai import APIError, AsyncOpenAI
 from openai.types.chat import ChatCompletion
 
 from orchestrator.config import ConfigError
+from orchestrator.stop import cancelled_by_sigterm
 from rollout.actor import RolloutWorker
 from rollout.config import RolloutConfig
 from rollout.engine import on_cpu
@@ -183,18 +183,6 @@ async def engine_asker(model: str, max_answer_tokens: int) -> AsyncIterator[Ask]
             yield ask
         finally:
             await worker.shutdown()
-
-
-@contextmanager
-def cancelled_by_sigterm() -> Iterator[None]:
-    """SIGTERM cancels the current task, as Ctrl-C does. The default would leave the engine's files in shared memory."""
-    task, loop = asyncio.current_task(), asyncio.get_running_loop()
-    assert task is not None
-    loop.add_signal_handler(signal.SIGTERM, task.cancel)
-    try:
-        yield
-    finally:
-        loop.remove_signal_handler(signal.SIGTERM)
 
 
 @asynccontextmanager

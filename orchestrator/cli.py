@@ -3,7 +3,9 @@
 import argparse
 import asyncio
 import logging
+import signal
 import sys
+from collections.abc import Coroutine
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -117,9 +119,26 @@ def run_train(options: argparse.Namespace) -> None:
 
     run = {"train": run_training, "sft": run_sft}[options.kind]
     try:
-        asyncio.run(run(config, out, Console(), options.resume))
+        _run(run(config, out, Console(), options.resume))
+    except KeyboardInterrupt:
+        _say_stopped(options, out, signal.SIGINT)
+    except asyncio.CancelledError:
+        _say_stopped(options, out, signal.SIGTERM)
+
+
+def _run(coroutine: Coroutine[Any, Any, None]) -> None:
+    try:
+        asyncio.run(coroutine)
     except* ConfigError as group:
         raise first_of(group) from None
+
+
+def _say_stopped(options: argparse.Namespace, out: Path, signum: signal.Signals) -> None:
+    """One line with what to do, and the exit status of a process that the signal has ended."""
+    began = (out / "config.toml").exists()
+    remedy = f"to go on, give the same command with --out {out} --resume" if began else "nothing had begun"
+    print(f"star-r1: {options.kind} was stopped; {remedy}", file=sys.stderr)  # noqa: T201
+    sys.exit(128 + signum)
 
 
 def run_replay(options: argparse.Namespace) -> None:

@@ -5,7 +5,10 @@ it down at the end. Workers are plain classes; only here do they become actors.
 """
 
 import logging
+import math
 import os
+import secrets
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +26,7 @@ from reward_service.actor import RewardWorker
 logger = logging.getLogger(__name__)
 
 REWARD_CPUS = 0.1
+ADDRESS_TIMEOUT_S = 10.0
 MANY_CALLS = 10_000
 """At once, to an actor whose calls wait for each other inside: the window, not Ray, says how many there are."""
 # Spin-waiting OpenMP threads starve a second engine on the same cores; compiled samplers make the first request slow.
@@ -32,15 +36,20 @@ ENV = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "VLLM_NO_USAGE_
 
 @contextmanager
 def connected(config: RunConfig) -> Iterator[None]:
-    """A cluster for the run: the one of RAY_ADDRESS, or a local one with a logical CPU for every worker."""
-    if "RAY_ADDRESS" in os.environ:
+    """A cluster for the run: the one of RAY_ADDRESS, or a local one with a logical CPU for every worker.
+
+    Raises ConfigError if there is no cluster at RAY_ADDRESS.
+    """
+    if address := os.environ.get("RAY_ADDRESS"):
+        _check_address(address)
         ray.init(log_to_driver=False)
-        logger.info("using the Ray cluster at %s", os.environ["RAY_ADDRESS"])
+        logger.info("using the Ray cluster at %s", address)
     else:
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a cluster of this process alone, on the loopback
+        os.environ.pop("RAY_ADDRESS", None)  # an empty one means a default cluster to Ray
+        _lock_out_others()
         os.environ.setdefault("RAY_metrics_report_interval_ms", "2000")
         os.environ.setdefault("RAY_task_events_report_interval_ms", "0")  # for a dashboard, and there is none
-        wanted = config.rollout.workers + config.learner.ranks + 1
+        wanted = config.rollout.workers + config.learner.ranks + math.ceil(_reward_cpus(config))
         num_cpus = max(wanted, os.cpu_count() or 1)
         ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False)
         logger.info("started a local Ray with %d logical CPUs", num_cpus)
@@ -48,6 +57,30 @@ def connected(config: RunConfig) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _lock_out_others() -> None:
+    """Ray's ports listen on every interface, and who can talk to them can run code: nobody can without this token.
+
+    Ray asks for one in a new cluster, unless the user has set RAY_AUTH_MODE. It goes to the workers with the
+    environment and to nobody else; without it here, Ray would use one that lies in the user's home.
+    """
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # it would advise how to open the door
+
+
+def _check_address(address: str) -> None:
+    """Ray itself would log for minutes before it gives up. What names no host and port is left to it."""
+    host, colon, port = address.rpartition(":")
+    remedy = "start a cluster there, or unset RAY_ADDRESS to use a local one"
+    if address == "auto" or "://" in address:
+        return
+    if not (colon and host and port.isdigit()):
+        raise ConfigError(f"RAY_ADDRESS={address}: is not HOST:PORT, for example 127.0.0.1:6379; {remedy}")
+    try:
+        socket.create_connection((host, int(port)), ADDRESS_TIMEOUT_S).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"RAY_ADDRESS={address}: no Ray answers there ({error}); {remedy}") from error
 
 
 async def start_roles(
@@ -103,13 +136,21 @@ def _actor(worker: type, num_devices: int) -> Any:
     return ray.remote(num_cpus=1, runtime_env={"env_vars": {**ENV, **CPU_ENV}})(worker)
 
 
+def _reward_cpus(config: RunConfig) -> float:
+    return REWARD_CPUS * config.reward_service.workers
+
+
 def _check_room(config: RunConfig) -> None:
-    kind = "GPU" if _has_gpus() else "CPU"
-    per_rollout = config.rollout.tensor_parallel_size if kind == "GPU" else 1
-    wanted = config.rollout.workers * per_rollout + config.learner.ranks
-    present = ray.cluster_resources().get(kind, 0)
-    if wanted > present:
-        raise ConfigError(
-            f"the run needs {wanted} {kind}s (rollout.workers {config.rollout.workers}, learner.ranks "
-            f"{config.learner.ranks}) and the cluster has {present:g}; add nodes or lower these numbers"
-        )
+    """Raise ConfigError for what Ray would wait for without a word until `start_timeout_s` is over."""
+    per_rollout = config.rollout.tensor_parallel_size if _has_gpus() else 1
+    devices = config.rollout.workers * per_rollout + config.learner.ranks
+    wanted = {"GPU": float(devices), "CPU": 0.0} if _has_gpus() else {"CPU": float(devices)}
+    wanted["CPU"] += _reward_cpus(config)
+    present = ray.cluster_resources()
+    for kind, count in wanted.items():
+        if count > present.get(kind, 0.0) + 1e-6:
+            raise ConfigError(
+                f"the run needs {count:g} {kind}s (rollout.workers {config.rollout.workers}, learner.ranks "
+                f"{config.learner.ranks}, reward_service.workers {config.reward_service.workers} at {REWARD_CPUS} CPU) "
+                f"and the cluster has {present.get(kind, 0):g}; add nodes or lower these numbers"
+            )

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.roles import Learner, Publisher, Rollouts
+from orchestrator.stop import to_its_end
 from orchestrator.window import Ticket, Window
 from tvr.dataset import PromptOrder
 from tvr.records import PolicyVersion, ScoredGroup, StepReport
@@ -52,7 +53,8 @@ class Run:
 
     *after_step* sees each step once its version is served; every *checkpoint_every* steps the learner's state is kept
     (0: never), and every *evaluate_every* steps *evaluate* asks the served policy: it runs beside the steps that
-    follow, one at a time, as *evaluating*. A run that goes on begins with its *served* version.
+    follow, one at a time, as *evaluating*. A run that goes on begins with its *served* version. What is
+    learned, and *after_step* has not seen, is *unseen*: it is lost to nobody if the run is stopped.
     """
 
     rollouts: Rollouts
@@ -70,6 +72,7 @@ class Run:
     evaluate: Callable[[], Coroutine[Any, Any, None]]
     served: PolicyVersion = field(default=PolicyVersion(0))
     evaluating: asyncio.Task[None] | None = None
+    unseen: list[Learned] = field(default_factory=list)
 
 
 class StaleGroup(RuntimeError):
@@ -77,7 +80,10 @@ class StaleGroup(RuntimeError):
 
 
 async def train(run: Run) -> None:
-    """Run to the end, evaluations included. Raises an ExceptionGroup with the first failure of any part."""
+    """Run to the end, evaluations included. Raises an ExceptionGroup with the first failure of any part.
+
+    Cancelled, it ends as soon as the learner's step has, if one is being made.
+    """
     async with asyncio.TaskGroup() as sides:
         sides.create_task(keep_sampling(run), name="sampling")
         sides.create_task(keep_learning(run, sides), name="learning")
@@ -117,9 +123,13 @@ async def learn(run: Run, version: PolicyVersion) -> Learned:
     groups = await run.window.take(run.groups_per_step)
     check_staleness(groups, version, run.max_staleness)
     taken = time.monotonic()
-    report = await run.learner.step(groups)
+    report, stopped = await to_its_end(run.learner.step(groups))
     ended = time.monotonic()
-    return Learned(report=report, groups=groups, wait_s=taken - began, learn_s=ended - taken, ended=ended)
+    learned = Learned(report=report, groups=groups, wait_s=taken - began, learn_s=ended - taken, ended=ended)
+    run.unseen.append(learned)
+    if stopped:
+        raise asyncio.CancelledError
+    return learned
 
 
 async def serve(run: Run, sides: asyncio.TaskGroup, step: Learned, takeover: Coroutine[Any, Any, float]) -> None:
@@ -130,6 +140,7 @@ async def serve(run: Run, sides: asyncio.TaskGroup, step: Learned, takeover: Cor
     await run.window.release(len(step.groups))  # only now: earlier, and a group could be one version too old
     times = StepTimes(wait_s=step.wait_s, learn_s=step.learn_s, publish_s=publish_s, pause_s=pause_s)
     await run.after_step(step.report, step.groups, times)
+    assert run.unseen.pop(0) is step, "versions are served one after another"
     if run.evaluate_every and run.served % run.evaluate_every == 0 and run.served < run.steps:
         begin_evaluation(run, sides)
 

@@ -1,5 +1,6 @@
 """What the two kinds of training have in common: data, workers, run directory, evaluation before and after."""
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -19,12 +20,15 @@ from orchestrator.ray_roles import RayLearner, RayMetrics, RayRollouts
 from orchestrator.ray_scoring import RayScorer
 from orchestrator.roles import Publisher
 from orchestrator.run_directory import Kind, RunDirectory, claimed_run_directory
+from orchestrator.stop import cancelled_by_sigterm
 from reward_service.rules import load_rule
 from tvr.dataset import PromptOrder, PromptSet, load
 from tvr.records import PolicyVersion, Prompt
 from tvr.rendered import ensure
 
 logger = logging.getLogger(__name__)
+
+STOP_S = 10.0
 
 
 @dataclass(kw_only=True)
@@ -62,15 +66,21 @@ class Session:
         self.directory.add_evaluation(asked, found)
         self.console.print(f"evaluation of {asked}: TAcc {found.report.metrics['TAcc']:.3f}", highlight=False)
 
+    async def keep(self, version: PolicyVersion) -> None:
+        """What a run that is stopped at *version* has learned since it started: a checkpoint, to go on from."""
+        if self.config.checkpoint.every_steps and version > self.directory.version:
+            self.console.print(f"stopping after step {version}: writing a checkpoint", highlight=False)
+            await self.learner.checkpoint()
+            await self.learner.finish_checkpoint()
+
     async def finish(self, version: PolicyVersion) -> None:
-        """Save the policy and all that is needed to give it more steps, evaluate it, and stop the rollout workers."""
+        """Save the policy and all that is needed to give it more steps, and evaluate it."""
         every = self.config.checkpoint.every_steps
         if every and version % every and version > self.directory.version:
             await self.learner.checkpoint()
         await self.learner.finish_checkpoint()
         await self.learner.save(str(self.directory.model))
         await self.evaluate("after")
-        await self.rollouts.stop()
 
 
 @asynccontextmanager
@@ -91,7 +101,7 @@ async def started(config: RunConfig, out: Path, kind: Kind, console: Console, re
         directory.check_data(data)
         prompts = PromptOrder(training, config.seed)
         prompts.seek(directory.version * config.loop.groups_per_step)
-        with connected(config):
+        with connected(config), cancelled_by_sigterm():  # Ray has a handler of its own, which would abort
             console.print("starting the workers")
             began = time.monotonic()
             path = None if directory.checkpoint is None else directory.checkpoint.path
@@ -113,8 +123,21 @@ async def started(config: RunConfig, out: Path, kind: Kind, console: Console, re
                 await session.evaluate("before")
             if directory.version > 0:
                 await (await session.publisher.send(directory.version))
-            yield session
+            try:
+                yield session
+            except BaseException:  # whatever ended the run, nothing of it stays in shared memory
+                await _stop_after_failure(rollouts)
+                raise
+            await rollouts.stop()
     console.print(f"run directory: {out}", highlight=False, soft_wrap=True, markup=False)
+
+
+async def _stop_after_failure(rollouts: RayRollouts) -> None:
+    """A failure here would hide the one that ended the run."""
+    try:
+        await asyncio.wait_for(rollouts.stop(), STOP_S)
+    except Exception as error:
+        logger.warning("a rollout worker did not stop (%r); the next one to start removes its shared memory", error)
 
 
 def _check_rule(config: RunConfig) -> None:

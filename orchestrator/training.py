@@ -1,5 +1,6 @@
 """The two kinds of training, each from a config to a run directory: GRPO, and the supervised baseline."""
 
+import asyncio
 from pathlib import Path
 
 from rich.console import Console
@@ -9,6 +10,7 @@ from orchestrator.loop import Run, StepTimes, train
 from orchestrator.metrics import imitation_row, step_row, terms_in, terms_of
 from orchestrator.run_end import show_imitation, show_training
 from orchestrator.session import Recorder, started
+from orchestrator.stop import to_its_end
 from orchestrator.window import Window
 from tvr.records import ScoredGroup, StepReport
 
@@ -46,7 +48,16 @@ async def run_training(config: RunConfig, out: Path, console: Console, resume: b
                 evaluate=session.evaluate_beside,
                 served=version,
             )
-            await train(run)
+            try:
+                await train(run)
+            except asyncio.CancelledError:
+                load = await session.scorer.load()
+                for step in run.unseen:  # and served by nobody
+                    times = StepTimes(wait_s=step.wait_s, learn_s=step.learn_s, publish_s=0.0, pause_s=0.0)
+                    terms.update(terms_of(step.groups))
+                    recorder.record(step_row(step.report, step.groups, times, load, terms, *recorder.times()))
+                await session.keep(run.unseen[-1].report.version if run.unseen else run.served)
+                raise
         await session.finish(run.served)
         show_training(console, session.directory, session.held_out)
 
@@ -60,9 +71,13 @@ async def run_sft(config: RunConfig, out: Path, console: Console, resume: bool) 
         version = session.directory.version
         with Recorder(session) as recorder:
             while version < config.loop.steps:
-                report = await learner.imitate(tuple(session.prompts.next() for _ in range(size)))
+                prompts = tuple(session.prompts.next() for _ in range(size))
+                report, stopped = await to_its_end(learner.imitate(prompts))
                 version = report.version
                 recorder.record(imitation_row(report, size, *recorder.times()))
+                if stopped:
+                    await session.keep(version)
+                    raise asyncio.CancelledError
                 if config.checkpoint.every_steps and version % config.checkpoint.every_steps == 0:
                     await learner.checkpoint()
                 if every and version % every == 0 and version < config.loop.steps:

@@ -16,6 +16,7 @@ import asyncio
 import json
 import os
 import random
+import secrets
 import time
 from collections.abc import Coroutine
 from dataclasses import replace
@@ -81,7 +82,7 @@ def measure_with_ray(workers: int, seconds: float) -> dict[str, float]:
     from orchestrator.ray_roles import RayRollouts
     from tests.bench.control_plane import RayFakeActor  # Ray finds it by a module's name that is not __main__
 
-    os.environ["RAY_AUTH_MODE"] = "disabled"
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     cores = sorted(os.sched_getaffinity(0))
     for process in psutil.Process().children(recursive=True):

@@ -17,13 +17,13 @@ from orchestrator.ask import (
     Reply,
     ask_all,
     ask_model,
-    cancelled_by_sigterm,
     claim,
     describe,
     endpoint_asker,
     engine_asker,
 )
 from orchestrator.config import ConfigError
+from orchestrator.stop import cancelled_by_sigterm
 from rollout.shm import PREFIX, shm_folder
 from tests.fakes import FakeChatServer, chat_completion, make_prompt
 from tvr.answer import Answer, parse

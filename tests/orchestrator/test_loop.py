@@ -287,6 +287,44 @@ async def test_an_evaluation_that_fails_ends_the_run():
     assert error.group_contains(WorkerGone)
 
 
+async def test_a_stopped_run_ends_with_the_step_that_is_being_made_and_loses_none():
+    events: list[str] = []
+    run = make_run(events, steps=9, max_staleness=1)
+    after_step, enough = run.after_step, asyncio.Event()
+
+    async def hold_the_third(report: StepReport, *rest: object) -> None:
+        await after_step(report, *rest)
+        if report.version == 2:
+            run.learner.gate.clear()
+            enough.set()
+
+    run.after_step = hold_the_third
+    training = asyncio.create_task(train(run))
+    await enough.wait()
+    await until(events, "learn 2 begins")
+    training.cancel()
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert not training.done()  # the learner's step cannot be taken back
+    run.learner.gate.set()
+    with pytest.raises(asyncio.CancelledError):
+        await training
+    assert [step.report.version for step in run.unseen] == [3]
+    assert (run.served, run.learner.version) == (2, 3)
+
+
+async def test_a_run_that_waits_for_groups_stops_at_once():
+    events: list[str] = []
+    run = make_run(events, steps=9, max_staleness=1)
+    run.rollouts.gate.clear()
+    training = asyncio.create_task(train(run))
+    await until(events, "sample 0 under 0")
+    training.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await training
+    assert (run.unseen, run.learner.version) == ([], 0)
+
+
 @pytest.mark.slow
 async def test_ten_thousand_steps_leave_nothing_behind():
     """Objects of the driver, and its memory, after 1,000 steps and after 10,000."""

@@ -17,6 +17,7 @@ import safetensors.torch
 import torch
 from transformers import AutoModelForImageTextToText
 
+from rollout.shm import PREFIX, shm_folder
 from tests.orchestrator.small_runs import SFT, TINY, command
 from tvr.dataset import load
 
@@ -103,6 +104,40 @@ def test_a_killed_run_goes_on_from_its_newest_whole_checkpoint_as_if_nothing_had
     # Without staleness nothing depends on timing: not a bit differs from the run that nothing stopped.
     assert numbers(out) == numbers(whole)
     assert all(torch.equal(part, weights(whole)[name]) for name, part in weights(out).items())
+
+
+@pytest.mark.parametrize(
+    ("kind", "signum"), [("train", signal.SIGINT), ("train", signal.SIGTERM), ("sft", signal.SIGTERM)]
+)
+def test_a_run_that_is_asked_to_stop_keeps_its_steps_and_says_how_to_go_on(
+    whole: Path, data: Path, tmp_path: Path, kind: str, signum: signal.Signals
+):
+    out, run_file = tmp_path / "run", {"train": TINY, "sft": SFT}[kind]
+    settings = [*SYNCHRONOUS, f"data.path={data}", "loop.steps=7", "checkpoint.every_steps=100"]
+    running = command(kind, run_file, out, settings)
+    before = set(shm_folder().glob(f"{PREFIX}*"))
+    process = subprocess.Popen(running, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while len(steps(out)) < 3:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)  # another process, which no event of ours can announce
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signum)
+    said, error = process.communicate(timeout=60)
+    made = steps(out)[-1]
+    assert process.returncode == 128 + signum
+    assert f"stopping after step {made}: writing a checkpoint" in said
+    assert error.splitlines()[-1] == (
+        f"star-r1: {kind} was stopped; to go on, give the same command with --out {out} --resume"
+    )
+    assert "Traceback" not in error
+    assert os.listdir(out / "checkpoints") == [f"step-{made:06.0f}"]
+    assert set(shm_folder().glob(f"{PREFIX}*")) <= before
+    assert not psutil.wait_procs(family, timeout=30)[1]  # those that live on
+
+    said = run(kind, run_file, out, settings, "--resume")
+    assert steps(out) == [1, 2, 3, 4, 5, 6, 7]
+    if kind == "train":
+        assert numbers(out) == numbers(whole)
 
 
 def test_a_supervised_run_leaves_what_a_run_leaves(data: Path, tmp_path: Path):

@@ -1,0 +1,101 @@
+"""Who gets into a local run's Ray, and what is said before workers are waited for that cannot come."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import ray
+
+import orchestrator.cluster
+from orchestrator.cluster import connected
+from orchestrator.config import ConfigError, load_run_config
+
+TINY = Path("deploy/runs/tiny_cpu.toml")
+
+LOCAL_RUN = """
+import sys
+from pathlib import Path
+import ray
+from orchestrator.cluster import connected
+from orchestrator.config import load_run_config
+
+@ray.remote
+def work():
+    return "worked"
+
+with connected(load_run_config(Path("deploy/runs/tiny_cpu.toml"))):
+    print(ray.get(work.remote()), ray.get_runtime_context().gcs_address, flush=True)
+    sys.stdin.read()
+"""
+ATTACK = """
+import os, sys
+import ray
+ray.init(address=sys.argv[1], log_to_driver=False)
+print("ran in", ray.get(ray.remote(os.getppid).remote()))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", [None, "disabled", "token"])
+def test_nobody_without_its_token_runs_code_in_a_local_run(tmp_path, mode):
+    env = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    run = subprocess.Popen(
+        [sys.executable, "-c", LOCAL_RUN], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert run.stdout is not None
+    with run:
+        worked, address = run.stdout.readline().split()
+        assert worked == "worked"
+        stranger = env | {"HOME": str(tmp_path)} | ({} if mode is None else {"RAY_AUTH_MODE": mode})
+        if mode == "token":
+            stranger["RAY_AUTH_TOKEN"] = "0" * 64
+        attack = [sys.executable, "-c", ATTACK, address]
+        attacked = subprocess.run(attack, env=stranger, capture_output=True, text=True, timeout=120)
+        run.communicate("")
+    assert run.returncode == 0
+    assert "ran in" not in attacked.stdout
+    assert attacked.returncode != 0
+
+
+def resources(monkeypatch: pytest.MonkeyPatch, **present: float) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: present)
+
+
+@pytest.mark.parametrize(
+    ("present", "overrides", "says"),
+    [
+        ({"CPU": 2.0}, [], "needs 2.1 CPUs"),  # a rollout worker, a learner rank, a tenth for the reward worker
+        ({"CPU": 3.0}, ["reward_service.workers=11"], "needs 3.1 CPUs"),
+        ({"CPU": 64.0, "GPU": 1.0}, [], "needs 2 GPUs"),
+        ({"CPU": 0.0, "GPU": 8.0}, [], "needs 0.1 CPUs"),
+    ],
+)
+def test_workers_that_a_cluster_has_no_room_for_are_refused(monkeypatch, present, overrides, says):
+    resources(monkeypatch, **present)
+    with pytest.raises(ConfigError, match=rf"{says} .rollout.workers 1, learner.ranks 1, reward_service.workers 1"):
+        orchestrator.cluster._check_room(load_run_config(TINY, overrides))
+
+
+def test_workers_that_just_fit_are_placed(monkeypatch):
+    for present in ({"CPU": 2.1}, {"CPU": 0.1, "GPU": 2.0}):
+        resources(monkeypatch, **present)
+        orchestrator.cluster._check_room(load_run_config(TINY))
+
+
+@pytest.mark.parametrize("address", ["foo", "127.0.0.1", "127.0.0.1:x", "127.0.0.1:99999", "no-such-host.invalid:6379"])
+def test_an_address_without_a_ray_is_said_at_once(monkeypatch, address):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ConfigError, match=re.escape(f"RAY_ADDRESS={address}: ")):
+        connected(load_run_config(TINY)).__enter__()
+
+
+def test_a_port_that_nobody_listens_on_is_said_at_once(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound, and not listening
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{taken.getsockname()[1]}")
+        with pytest.raises(ConfigError, match=r"no Ray answers there .* start a cluster there, or unset RAY_ADDRESS"):
+            connected(load_run_config(TINY)).__enter__()
