@@ -6,9 +6,15 @@ the config by its import path.
 
 import importlib
 import math
+import os
+import re
+import sys
+from asyncio import CancelledError
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
+from numbers import Real
+from typing import Any
 
 from reward_service.config import ABLATIONS, RewardConfig
 from tvr.answer import Answer, parse
@@ -17,6 +23,8 @@ from tvr.scene import Transformation
 
 Rule = Callable[[str, Gold], Mapping[str, float]]
 """`rule(reply, gold)` returns the terms of the reward by name, all finite; their sum is the reward.
+
+A name is of letters, digits and underscores, so that it can be a column and a gauge. True and False count 1 and 0.
 
     def brevity(reply: str, gold: Gold) -> dict[str, float]:
         return {"short": 1.0 if len(reply) < 200 else 0.0}
@@ -31,6 +39,8 @@ ATTRIBUTE_REWARD = 1.5
 OBJECT_REWARD = 0.5
 WRONG_PENALTY = -1.0
 INACTION_PENALTY = -1.0
+
+_NUMBERS = (float, int, Real)  # the last alone would do, and take longer
 
 parse_once = lru_cache(maxsize=1)(parse)
 """`parse`, which remembers the last reply: a rule and whoever judges by it read the same one, one after the other."""
@@ -101,7 +111,10 @@ def match(
 
 
 def load_rule(config: RewardConfig) -> Rule:
-    """The rule that *config* names, with its switches. Raises ValueError when an import path leads nowhere."""
+    """The rule that *config* names, with its switches. Raises ValueError when an import path leads nowhere.
+
+    The current directory counts, after all other places, wherever the program itself was started from.
+    """
     if config.rule == "star":
         return partial(star, config=config)
     if config.rule in ABLATIONS:
@@ -110,11 +123,13 @@ def load_rule(config: RewardConfig) -> Rule:
         return partial(naive, config=config)
     module_name, _, function_name = config.rule.partition(":")
     try:
+        if os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())
         rule = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError) as error:
+    except (Exception, SystemExit) as error:  # importing runs the module, which may raise anything
         raise ValueError(
-            f"the rule {config.rule!r} cannot be imported ({error}); check the name, and that the module is "
-            "installed or its folder on PYTHONPATH"
+            f"the rule {config.rule!r} cannot be imported ({type(error).__name__}: {error}); check the name, and that "
+            "the module is in the current directory, installed, or its folder on PYTHONPATH"
         ) from error
     if not callable(rule):
         raise ValueError(f"the rule {config.rule!r} is {rule!r}; it must be a function rule(reply, gold)")
@@ -130,12 +145,28 @@ def score(rule: Rule, reply: str, gold: Gold) -> Score:
 def compute_parts(rule: Rule, reply: str, gold: Gold) -> dict[str, float]:
     """The terms of *rule*, whose sum is the reward.
 
-    Raises what the rule raises, TypeError if it returns no named terms, ValueError if one is not finite.
+    Raises what the rule raises, TypeError if it returns no named terms, ValueError if one is not finite. What would
+    end the process or the caller's task becomes a RuntimeError.
     """
-    terms = rule(reply, gold)
+    try:
+        terms = rule(reply, gold)
+    except (SystemExit, GeneratorExit, CancelledError) as error:
+        raise RuntimeError(f"the rule ended with {error!r}; it must return its terms") from error
     if not isinstance(terms, Mapping):
         raise TypeError(f"the rule returned {terms!r}; it must return a dict of named terms")
-    parts = {name: float(value) + 0.0 for name, value in terms.items()}  # + 0.0: never -0.0, which people ask about
+    _check_names(tuple(terms))
+    parts = {}
+    for name, value in terms.items():
+        if not isinstance(value, _NUMBERS):
+            raise TypeError(f"the rule returned {value!r} for the term {name!r}; it must be a number")
+        parts[name] = float(value) + 0.0  # never -0.0, which people ask about
     if not all(map(math.isfinite, parts.values())):
         raise ValueError(f"the rule returned {parts}; every term must be a finite number")
     return parts
+
+
+@lru_cache(maxsize=64)  # the same few come with every reply
+def _check_names(names: tuple[Any, ...]) -> None:
+    for name in names:
+        if not isinstance(name, str) or not re.fullmatch("[A-Za-z0-9_]+", name):
+            raise ValueError(f"the rule named a term {name!r}; a name must be of letters, digits and underscores")

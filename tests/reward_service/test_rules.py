@@ -1,14 +1,19 @@
 """Reward rules, against numbers worked out by hand, and the worker that applies them."""
 
 import asyncio
+import os
+import sys
 import threading
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 
 from reward_service.actor import Reply, RewardWorker
 from reward_service.config import RewardConfig
-from reward_service.rules import load_rule, score
+from reward_service.rules import compute_parts, load_rule, score
 from tvr.answer import Answer, Malformed, parse
 from tvr.records import Gold, Score, ScoringFailure
 from tvr.scene import SceneObject
@@ -157,6 +162,22 @@ def nameless(text: str, gold: Gold) -> float:
     return 1.0
 
 
+def leaving(text: str, gold: Gold) -> dict[str, float]:
+    sys.exit(0)
+
+
+def cancelled(text: str, gold: Gold) -> dict[str, float]:
+    raise asyncio.CancelledError
+
+
+def hyphenated(text: str, gold: Gold) -> dict[str, float]:
+    return {"fine": 1.0, "exact-match": 1.0}
+
+
+def spoken(text: str, gold: Gold) -> dict[str, Any]:
+    return {"ratio": "1.5"}
+
+
 HERE = "tests.reward_service.test_rules"
 
 
@@ -181,6 +202,10 @@ async def test_a_users_rule_is_found_by_its_import_path():
         ("broken", ("ok", ""), "1/1", "ZeroDivisionError"),
         ("unbounded", ("ok",), "1/0", "finite"),
         ("nameless", ("ok",), "1/0", "dict of named terms"),
+        ("leaving", ("ok",), "1/0", r"the rule ended with SystemExit(0); it must return its terms"),
+        ("cancelled", ("ok",), "1/0", "the rule ended with CancelledError()"),
+        ("hyphenated", ("ok",), "1/0", "named a term 'exact-match'; a name must be of letters, digits and underscores"),
+        ("spoken", ("ok",), "1/0", "the rule returned '1.5' for the term 'ratio'; it must be a number"),
     ],
 )
 async def test_a_rule_that_fails_is_a_failure_with_its_cause_and_no_reward(rule, texts, failed, cause):
@@ -190,6 +215,47 @@ async def test_a_rule_that_fails_is_a_failure_with_its_cause_and_no_reward(rule,
     assert last.sample_id == failed
     assert cause in last.cause
     assert "Traceback" in last.cause
+
+
+@pytest.mark.parametrize("name", ["", "a b", "[/b]", "part:1", "größe", "a\n", 3, None])
+def test_a_name_that_cannot_be_a_gauge_is_refused(name):
+    with pytest.raises(ValueError, match="a name must be of letters, digits and underscores"):
+        compute_parts(lambda text, gold: {name: 1.0}, "", TRUE)
+
+
+@pytest.mark.parametrize("value", ["1", None, [1.0], 1j, {}])
+def test_a_value_that_is_no_number_is_refused(value):
+    with pytest.raises(TypeError, match="for the term 'a_1'; it must be a number"):
+        compute_parts(lambda text, gold: {"a_1": value}, "", TRUE)
+
+
+@pytest.mark.parametrize(
+    ("value", "number"), [(True, 1.0), (False, 0.0), (3, 3.0), (np.float32(0.5), 0.5), (np.int64(-2), -2.0)]
+)
+def test_every_kind_of_number_counts(value, number):
+    (part,) = compute_parts(lambda text, gold: {"B9": value}, "", TRUE).values()
+    assert (part, type(part)) == (number, float)
+
+
+def test_a_rule_in_the_current_directory_is_found_after_all_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", os.getcwd())])
+    Path("rule_of_mine_alone.py").write_text("def rule(reply, gold): return {'mine': 4}\n")
+    for _ in range(2):
+        assert compute_parts(load_rule(RewardConfig(rule="rule_of_mine_alone:rule")), "", TRUE) == {"mine": 4.0}
+    assert sys.path[-1] == str(tmp_path)
+    assert sys.path.count(str(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "cause"),
+    [("import sys; sys.exit(0)", "SystemExit: 0"), ("1 / 0", "ZeroDivisionError"), ("def", "SyntaxError")],
+)
+def test_a_rule_whose_module_fails_is_refused_at_the_start(code, cause, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "failing_rule.py").write_text(code)
+    with pytest.raises(ValueError, match=rf"'failing_rule:rule' cannot be imported \({cause}"):
+        RewardWorker(RewardConfig(rule="failing_rule:rule"))
 
 
 GATE = threading.Event()
