@@ -13,7 +13,9 @@ from tvr.records import ScoredGroup
 _EPSILON = 1e-6
 
 
-def step_advantages(rewards: Sequence[np.ndarray], baseline: str, scaling: str) -> list[np.ndarray]:
+def step_advantages(
+    rewards: Sequence[np.ndarray], baseline: str, scaling: str, has_signal: Sequence[bool] | None = None
+) -> list[np.ndarray]:
     """Centre and scale the rewards of a step.
 
     *rewards* P arrays `[G]`, any real unit. Returns P arrays `[G]` float64 with mean 0; exact zeros where a group's
@@ -24,13 +26,19 @@ def step_advantages(rewards: Sequence[np.ndarray], baseline: str, scaling: str) 
     deviation of rewards about their group's mean, plus 1e-6: `group_std` over the group (of G, not G - 1; GRPO),
     `batch_std` over all samples of the step (after REINFORCE++, arXiv 2501.03262); `none` is Dr.GRPO's (arXiv
     2503.20783).
+
+    *has_signal* tells the groups in which the rule's own rewards differ, where *rewards* are shaped; by default all.
+    `group_std` leaves the others in their unit: their spread is only that of the punishment and the KL, and divided by
+    itself a KL of rounding noise would become advantages of full size.
     """
     deviations = [_deviations(np.asarray(group, dtype=np.float64)) for group in rewards]
     assert baseline in ("group_mean", "leave_one_out"), baseline
     assert scaling in ("group_std", "batch_std", "none"), scaling
     divisors = [1.0] * len(deviations)
     if scaling == "group_std":
-        divisors = [group.std() + _EPSILON for group in deviations]
+        scaled = [True] * len(deviations) if has_signal is None else has_signal
+        stds = [group.std() + _EPSILON for group in deviations]
+        divisors = [std if is_scaled else 1.0 for std, is_scaled in zip(stds, scaled, strict=True)]
     elif scaling == "batch_std" and deviations:
         divisors = [np.concatenate(deviations).std() + _EPSILON] * len(deviations)
     if baseline == "leave_one_out":

@@ -57,6 +57,16 @@ def test_the_baseline_does_not_change_what_advantages_are_divided_by(scaling: st
     np.testing.assert_allclose(second, [6 / std, -6 / std], atol=4e-6)
 
 
+def test_a_group_whose_rule_tells_nothing_apart_keeps_its_unit() -> None:
+    # Two groups with the deviations -0.01 and 0.01, of which the first has them from its shaping alone.
+    rewards = [np.array([4.99, 5.01]), np.array([0.99, 1.01])]
+    shaping, rule = step_advantages(rewards, "group_mean", "group_std", [False, True])
+    np.testing.assert_allclose(shaping, [-0.01, 0.01], atol=1e-12)
+    np.testing.assert_allclose(rule, [-1, 1], atol=2e-4)
+    (shaping,) = step_advantages(rewards[:1], "leave_one_out", "group_std", [False])
+    np.testing.assert_allclose(shaping, [-0.02, 0.02], atol=1e-12)
+
+
 @pytest.mark.parametrize("baseline", ["group_mean", "leave_one_out"])
 @pytest.mark.parametrize("scaling", ["group_std", "batch_std", "none"])
 @pytest.mark.parametrize("rewards", [[0.1] * 7, [-3.0] * 2, [5.0]])
