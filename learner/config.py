@@ -15,7 +15,7 @@ Imitation = Literal["answer", "reasoning"]
 class LearnerConfig(BaseModel):
     """The learner on DeepSpeed: the optimiser, the loss, and how a step is laid out on the machine."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     ranks: int = Field(default=1, ge=1, description="Learner processes; each takes a share of every step's groups.")
     imitation: Imitation = Field(

@@ -15,7 +15,7 @@ class RolloutConfig(BaseModel):
     engine's log-probs would no longer be the policy's, unless the learner truncated in the same way.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     workers: int = Field(1, ge=1, description="Rollout workers to start, each with an engine of its own.")
     samples_per_prompt: int = Field(

@@ -17,6 +17,12 @@ def test_answers_must_leave_room_for_a_prompt() -> None:
         RolloutConfig(max_answer_tokens=512, max_model_len=512)
 
 
+@pytest.mark.parametrize("name", ["temperature", "timeout_s"])
+def test_numbers_are_finite(name: str) -> None:
+    with pytest.raises(ValidationError, match="finite number"):
+        RolloutConfig.model_validate({name: float("inf")})
+
+
 def test_every_field_is_described() -> None:
     assert all(field.description for field in RolloutConfig.model_fields.values())
 
