@@ -39,6 +39,11 @@ tokens whose behaviour weight was truncated, that were masked one by one, and th
 NLL_SUMS = ("loss", "entropy")
 """What `nll_loss` sums up, as in `SUMS`."""
 
+FARTHEST = 20.0
+"""Largest log-ratio (nats) of a token that is learned from. Of tokens that the sampler really drew, fewer than 2e-9 lie
+beyond (Markov's inequality, the mean ratio being 1): what lies there tells that something is wrong.
+"""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tokens:
@@ -89,9 +94,10 @@ def step_tokens(
         shaped_rewards(group, config, max_answer_tokens, logprobs)
         for group, logprobs in zip(groups, by_group, strict=True)
     ]
-    is_in = [config.equal_groups == "count" or np.ptp(group) != 0 for group in rewards]
+    is_in = [config.equal_groups == "count" or group.has_signal for group in groups]
     kept = [group for group, inside in zip(rewards, is_in, strict=True) if inside]
-    advantages = iter(step_advantages(kept, config.baseline, config.advantage_scaling))
+    has_signal = [group.has_signal for group, inside in zip(groups, is_in, strict=True) if inside]
+    advantages = iter(step_advantages(kept, config.baseline, config.advantage_scaling, has_signal))
     num_tokens = sum(_num_tokens(group) for group, inside in zip(groups, is_in, strict=True) if inside)
     step = []
     for group, logprobs, inside in zip(groups, by_group, is_in, strict=True):
@@ -142,15 +148,19 @@ def policy_loss(logprobs: torch.Tensor, tokens: Tokens, config: LossConfig) -> T
 
     *logprobs* `[M]` nats, with gradient. `sum of weights * (behaviour weight * objective + kl_weight * KL)`: masks drop
     the objective, not the KL, and leave the denominators in the weights as they are.
+
+    A ratio beyond `FARTHEST` makes its term infinite, whatever clips or truncates it, unless it is masked: the step
+    is refused on this bound, and not on what a gradient's norm happens to overflow at, which depends on the ZeRO stage.
     """
     own = logprobs.detach()
     gap = own - tokens.sampler_logprobs
     behaviour, masks = _behaviour_weights(gap, tokens.sample_index, config)
+    # Neither is only multiplied by 0: where the ratio is too large for a float, that makes 0 * inf.
+    behaviour = torch.where(tokens.advantages != 0, behaviour, torch.zeros_like(own))
     log_ratio = logprobs - (own if config.proximal == "learner" else tokens.sampler_logprobs)
-    # Not only multiplied by 0: where the ratio is too large for a float, that makes 0 * inf.
-    log_ratio = torch.where((behaviour != 0) & (tokens.advantages != 0), log_ratio, torch.zeros_like(own))
+    log_ratio = torch.where(behaviour != 0, log_ratio, torch.zeros_like(own))
     objective, is_clipped = _objective(log_ratio, logprobs, tokens, config)
-    terms = behaviour * objective
+    terms = torch.where((behaviour != 0) & (gap > FARTHEST), math.inf, behaviour * objective)
     kl = torch.zeros_like(own)
     if tokens.reference_logprobs is not None:
         kl = _kl(logprobs, tokens.reference_logprobs, config.kl_estimator)
@@ -239,11 +249,12 @@ def _objective(
         # GSPO, arXiv 2507.18071, as GSPO-token: the sequence's ratio in value, the token's own log-prob in gradient.
         # Equal to the gradient of the sequence's ratio, and a masked token's siblings do not move it.
         log_ratio = _sample_mean(log_ratio.detach(), tokens.sample_index) + (log_ratio - log_ratio.detach())
-    # min(r A, clip(r) A): PPO (arXiv 1707.06347), GRPO (2402.03300, eq. 3), with two bounds DAPO (2503.14476). Limited
-    # before exp: a clipped ratio too large for a float then has gradient 0, not 0 * inf.
+    # min(r A, clip(r) A): PPO (arXiv 1707.06347), GRPO (2402.03300, eq. 3), with two bounds DAPO (2503.14476). Where
+    # A < 0 that bounds r from below only; dual clip (1912.09729) bounds it from above: max(min(r A, clip(r) A), c A).
+    # Limited before exp: a clipped ratio too large for a float then has gradient 0, not 0 * inf.
     low = math.log1p(-config.clip_low) if config.clip_low < 1 else -math.inf
-    high = math.log1p(config.clip_high)
-    limited = torch.where(advantages > 0, log_ratio.clamp(max=high), log_ratio.clamp(min=low))
+    high, bound = math.log1p(config.clip_high), math.log(config.ratio_bound)
+    limited = torch.where(advantages > 0, log_ratio.clamp(max=high), log_ratio.clamp(min=low, max=bound))
     return -limited.exp() * advantages, limited != log_ratio
 
 
@@ -255,8 +266,8 @@ def _behaviour_weights(
     *gap* is log-prob of the learner minus the sampler's. Decoupled objective: Hilton et al. (arXiv 2110.00641), AReaL
     (arXiv 2505.24298). There is one update a step, so the proximal policy is the learner itself, exactly and for free.
     Truncating is TIS (Yao et al., "Your Efficient RL Framework Secretly Brings You Off-Policy RL Training", 2025);
-    masking tokens is IcePop (arXiv 2510.18855); samples are masked by the geometric mean of their ratios, whatever the
-    proximal policy.
+    masking tokens is IcePop (arXiv 2510.18855), there outside [0.5, 5]; samples are masked by the geometric mean of
+    their ratios, whatever the proximal policy.
     """
     weight = gap.exp() if config.proximal == "learner" else torch.ones_like(gap)
     truncated = masked_tokens = torch.zeros_like(gap, dtype=torch.bool)

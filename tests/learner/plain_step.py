@@ -43,6 +43,8 @@ def plain_torch_step(
             logprobs = torch.stack([logits[t - 1].log_softmax(-1)[ids[0, t]] for t in range(start, ids.shape[1])])
             ratio = torch.exp(logprobs - torch.from_numpy(trace.logprobs))
             gain = torch.minimum(ratio * float(advantage), ratio.clamp(0.8, 1.2) * float(advantage))
+            if advantage < 0:
+                gain = gain.clamp(min=3.0 * float(advantage))  # dual clip
             loss = -gain.mean() / len(scored.group.samples) / len(groups)
             loss.backward()
             total += float(loss.detach())

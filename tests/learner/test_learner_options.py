@@ -37,15 +37,14 @@ def groups(make_group: Callable[..., Any]) -> tuple[ScoredGroup, ...]:
 
 @pytest.fixture(scope="module")
 def bad(make_group: Callable[..., Any]) -> ScoredGroup:
-    """The second sample's log-prob under the sampler is far below the policy's, and its advantage is negative, so that
-    nothing clips: the ratio is e^145, more than float32 holds."""
+    """The samples' log-probs under the sampler are far below the policy's: the ratios are about e^145."""
     return make_group(5, [2, 3], rewards=[1.0, 0.0], logprob=-150.0)
 
 
 @pytest.fixture(scope="module")
 def steep(make_group: Callable[..., Any]) -> ScoredGroup:
-    """The ratios are about e^87 = 6e37, which float32 holds, and so is the loss; what goes back is not."""
-    return make_group(6, [2, 3], rewards=[1.0, 0.0], logprob=-92.0)
+    """The advantages, unscaled, are 1e38 and -1e38, which float32 holds, and the loss too; what goes back is not."""
+    return make_group(6, [2, 3], rewards=[1e38, -1e38])
 
 
 def make_jobs(groups: tuple[ScoredGroup, ...], bad: ScoredGroup, steep: ScoredGroup) -> dict[str, dict[str, Any]]:
@@ -80,7 +79,7 @@ def make_jobs(groups: tuple[ScoredGroup, ...], bad: ScoredGroup, steep: ScoredGr
             "job": {"steps": 3},
         },
         **refused,
-        "steep": {"config": BASE, "steps": [(*groups, steep)]},
+        "steep": {"config": BASE | {"loss": {"advantage_scaling": "none"}}, "steps": [(*groups, steep)]},
     }
     for job in jobs.values():
         job["job"] = {"temperature": TEMPERATURE} | job.get("job", {})
@@ -232,13 +231,13 @@ def test_the_learning_rate_falls_along_a_cosine(alone: Results) -> None:
 
 @pytest.mark.parametrize("job", ["bad, stage 0", "bad, stage 2", "bad, stage 3"])
 def test_a_refused_step_names_the_sample_and_keeps_its_group(job: str, alone: Results, bad: ScoredGroup) -> None:
-    assert_refused_and_kept(alone[job], "The cause: group 5/basic/center (loss of sample 1)", bad)
+    assert_refused_and_kept(alone[job], "The cause: group 5/basic/center (loss of sample 0, 1)", bad)
 
 
 @pytest.mark.parametrize("job", ["bad, stage 0", "bad, stage 3"])
 def test_two_ranks_agree_on_the_cause(job: str, pair: list[Results], bad: ScoredGroup) -> None:
     assert str(pair[0][job]["reports"][0]) == str(pair[1][job]["reports"][0])
-    assert_refused_and_kept(pair[0][job], "The cause: group 5/basic/center (loss of sample 1)", bad)
+    assert_refused_and_kept(pair[0][job], "The cause: group 5/basic/center (loss of sample 0, 1)", bad)
 
 
 def test_a_gradient_that_is_not_finite_is_found_too(alone: Results, steep: ScoredGroup) -> None:
@@ -259,7 +258,7 @@ def test_replay_says_of_every_group_whether_it_is_finite(alone: Results) -> None
         "0/basic/center": ("4", "yes"),
         "2/basic/center": ("3", "yes"),
         "4/basic/center": ("3", "yes"),
-        "5/basic/center": ("2", "no: group 5/basic/center (loss of sample 1)"),
+        "5/basic/center": ("2", "no: group 5/basic/center (loss of sample 0, 1)"),
     }
     assert [np.isfinite(float(loss)) for _, _, loss, _ in lines] == [True, True, True, False]
 

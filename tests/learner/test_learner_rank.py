@@ -229,7 +229,7 @@ def assert_refused(result: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("job", ["bad, stage 0", "bad, stage 2", "bad, stage 3", "bad, bfloat16"])
 def test_a_step_that_is_not_finite_changes_nothing(job: str, alone: Results, reference: dict[str, Any]) -> None:
-    # The sampler's log-prob is -150 and the policy's about -5: ratio e^145, infinite in float32, and A < 0: no clip.
+    # The sampler's log-prob is -150 and the policy's about -5: ratio e^145, far beyond `loss.FARTHEST`.
     assert_refused(alone[job])
     assert gradient_difference(alone[job]["gradient"], reference["gradient"]) < (0.1 if "bfloat16" in job else 1e-5)
 

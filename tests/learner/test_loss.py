@@ -140,32 +140,55 @@ def test_dapo() -> None:
 
 
 def test_gspo() -> None:
-    # Ratios of samples: sqrt(1/2 * 2) = 1, A = -1; 8, A = 1, clipped at 1.0004; 1/2, A = 1; 5/4, A = -1.
-    # Loss = (1 - 1.0004 - 0.5 + 1.25) / 4 = 0.1874. d s / d log-prob of a token = s / La: 1/4 * 1/2 for tokens 1, 2.
+    # Ratios of samples: sqrt(1/2 * 2) = 1, A = -1; 8, A = 1, clipped at 1.04; 1/2, A = 1; 5/4, A = -1.
+    # Loss = (1 - 1.04 - 0.5 + 1.25) / 4 = 0.1775. d s / d log-prob of a token = s / La: 1/4 * 1/2 for tokens 1, 2.
     result, gradient = solve({"algorithm": "gspo"})
-    assert result.loss.item() == close(0.1874)
+    assert result.loss.item() == close(0.1775)
     assert gradient == close([1 / 8, 1 / 8, 0, -0.5 / 4, 1.25 / 4])
 
 
 def test_gspo_clips_below_too() -> None:
-    # As the sampler's log-probs, with token 4 (A = 1) and 5 (A = -1) at ratios 1.0002 and 0.9998, both inside; then at
-    # 1.0006 and 0.9994, both outside and clipped at 1.0004 and 0.9997. A GRPO clip would act on none.
+    # As the sampler's log-probs, with token 4 (A = 1) and 5 (A = -1) at ratios 1.03 and 0.98, both inside; then at
+    # 1.05 and 0.96, both outside and clipped at 1.04 and 0.97. A GRPO clip would act on none.
     for ratios, expected, slopes in (
-        ([1.0002, 0.9998], [1.0002, 0.9998], [-1.0002 / 4, 0.9998 / 4]),
-        ([1.0006, 0.9994], [1.0004, 0.9997], [0, 0]),
+        ([1.03, 0.98], [1.03, 0.98], [-1.03 / 4, 0.98 / 4]),
+        ([1.05, 0.96], [1.04, 0.97], [0, 0]),
     ):
         sampler = [*SAMPLER[:3], -1 - math.log(ratios[0]), -2 - math.log(ratios[1])]
         result, gradient = solve({"algorithm": "gspo"}, two_groups(sampler=sampler))
-        assert result.loss.item() == close((1 - 1.0004 - expected[0] + expected[1]) / 4)
+        assert result.loss.item() == close((1 - 1.04 - expected[0] + expected[1]) / 4)
         assert gradient[3:] == close(slopes)
 
 
 def test_gspo_takes_the_geometric_mean_of_an_answers_ratios() -> None:
-    # Ratios 2 and 8, A = -1: sqrt(16) = 4; halved between the two tokens.
-    sampler = [-1 - LOG_2, -2 - 3 * LOG_2, *SAMPLER[2:]]
+    # Ratios 1 and 4, A = -1: sqrt(4) = 2; halved between the two tokens.
+    sampler = [-1, -2 - 2 * LOG_2, *SAMPLER[2:]]
     result, gradient = solve({"algorithm": "gspo"}, two_groups(sampler=sampler))
-    assert result.loss.item() == close((4 - 1.0004 - 0.5 + 1.25) / 4)
-    assert gradient == close([4 / 8, 4 / 8, 0, -0.5 / 4, 1.25 / 4])
+    assert result.loss.item() == close((2 - 1.04 - 0.5 + 1.25) / 4)
+    assert gradient == close([2 / 8, 2 / 8, 0, -0.5 / 4, 1.25 / 4])
+
+
+@pytest.mark.parametrize(("sampler_kl", "papers", "ours"), [(1e-4, 0.40, 0.0005), (1e-3, 0.45, 0.002)])
+def test_gspo_keeps_the_answers_that_are_a_version_old(sampler_kl: float, papers: float, ours: float) -> None:
+    # Made up as runs have it: answers of 40 tokens, log-ratios of standard deviation sqrt(2 KL) and mean -KL, so that
+    # the mean log-ratio has one of 0.0022 or 0.0071. Of the answers outside, half are on the side that clips: by the
+    # paper's widths, 87 % / 2 or 96 % / 2.
+    rng = np.random.default_rng(0)
+    answers, length = 5000, 40
+    gap = rng.normal(-sampler_kl, math.sqrt(2 * sampler_kl), answers * length)
+    advantages = np.repeat(rng.choice([-1.0, 1.0], answers), length)
+    share = torch.full((answers * length,), 1 / (answers * length))
+    tokens = Tokens(
+        sampler_logprobs=torch.full_like(share, -1.0),
+        advantages=torch.tensor(advantages, dtype=torch.float32),
+        weights=share,
+        counted=share,
+        sample_index=torch.arange(answers).repeat_interleave(length),
+    )
+    logprobs = torch.tensor(gap - 1, dtype=torch.float32)
+    narrow = LossConfig(algorithm="gspo", clip_low=3e-4, clip_high=4e-4)
+    assert stats(policy_loss(logprobs, tokens, narrow))["clip_fraction"] > papers
+    assert stats(policy_loss(logprobs, tokens, LossConfig(algorithm="gspo")))["clip_fraction"] < ours
 
 
 def test_cispo() -> None:
@@ -183,10 +206,108 @@ def test_cispo_with_a_lower_bound() -> None:
 
 
 def test_rloo() -> None:
-    # Every weight 1/4; terms -A * log-prob: -2, -4, 6, 6, -12: loss = -6 / 4. Gradient -A / 4; no ratio.
+    # Every weight 1/4, times 1/2, 2, 2 (not 8), 1/2, 5/4; terms -A * log-prob: -2, -4, 6, 6, -12.
+    # Loss = (-1 - 8 + 12 + 3 - 15) / 4 = -9 / 4. Gradient -A times these weights.
     result, gradient = solve({"algorithm": "rloo"})
+    assert result.loss.item() == close(-2.25)
+    assert gradient == close([0.25, 1, -1, -0.75, 7.5 / 4])
+    assert stats(result)["truncated_fraction"] == close(1 / 5)
+
+
+def test_rloo_on_policy_is_the_papers() -> None:
+    # Every weight 1/4; loss (-2 - 4 + 6 + 6 - 12) / 4, gradient -A / 4; and the same for any sampler, if it is taken
+    # for the learner.
+    result, gradient = solve({"algorithm": "rloo"}, two_groups(sampler=LOGPROBS))
     assert result.loss.item() == close(-1.5)
     assert gradient == close([0.5, 0.5, -0.5, -1.5, 1.5])
+    _, gradient = solve({"algorithm": "rloo", "proximal": "sampler", "correction": "none"})
+    assert gradient == close([0.5, 0.5, -0.5, -1.5, 1.5])
+
+
+POLICY = np.array([0.5, 0.3, 0.2])
+NEAR = np.array([0.3, 0.3, 0.4])  # ratios 5/3, 1, 1/2
+
+
+def expected_gradient(given: dict[str, Any], sampler: np.ndarray) -> np.ndarray:
+    """By logit of `POLICY`, of the mean over all groups of two one-token answers that *sampler* may draw.
+
+    Token a has reward a^2.
+    """
+    logits = torch.tensor(np.log(POLICY), dtype=torch.float32, requires_grad=True)
+    config = LossConfig.model_validate(given)
+    for first in range(3):
+        for second in range(3):
+            drawn = [first, second]
+            group = make_group([a**2 for a in drawn], [[math.log(sampler[a])] for a in drawn])
+            tokens = join(step_tokens([group], config, MAX_ANSWER_TOKENS))
+            loss = policy_loss(logits.log_softmax(-1)[drawn], tokens, config).loss
+            (loss * float(sampler[first] * sampler[second])).backward()
+    assert logits.grad is not None
+    return logits.grad.numpy()
+
+
+def test_rloo_expects_the_policys_own_gradient_of_samples_of_another() -> None:
+    # The mean reward is sum p_a a^2 = 0.3 + 0.2 * 4 = 1.1, its gradient p_a (a^2 - 1.1). No ratio to NEAR is above 2.
+    own = np.array([0.55, 0.03, -0.58])
+    np.testing.assert_allclose(expected_gradient({"algorithm": "rloo"}, POLICY), own, atol=1e-6)
+    np.testing.assert_allclose(expected_gradient({"algorithm": "rloo"}, NEAR), own, atol=1e-6)
+    uncorrected = {"algorithm": "rloo", "proximal": "sampler", "correction": "none"}
+    np.testing.assert_allclose(expected_gradient(uncorrected, POLICY), own, atol=1e-6)
+    # Uncorrected, the drawing q takes the place of p: q_a (a^2 - sum q_a a^2), the sum being 0.3 + 0.4 * 4 = 1.9.
+    np.testing.assert_allclose(expected_gradient(uncorrected, NEAR), [0.57, 0.27, -0.84], atol=1e-6)
+
+
+# The bound of dual clip, for A < 0.
+
+
+def test_beyond_the_bound_a_ratio_with_a_negative_advantage_counts_no_more() -> None:
+    # GRPO with token 2 (A = -1) at ratio 4: it counts 3/8, not 4/8, and has no gradient. Clipped: tokens 1, 2 and 3.
+    groups = two_groups(sampler=[SAMPLER[0], -2 - 2 * LOG_2, *SAMPLER[2:]])
+    result, gradient = solve({}, groups)
+    assert result.loss.item() == close(0.2375 + 1 / 8)
+    assert gradient == close([0, 0, 0, -0.5 / 4, 1.25 / 4])
+    assert stats(result)["clip_fraction"] == close(3 / 5)
+    result, gradient = solve({"ratio_bound": 5.0}, groups)
+    assert result.loss.item() == close(0.2375 + 2 / 8)
+    assert gradient == close([0, 4 / 8, 0, -0.5 / 4, 1.25 / 4])
+
+
+def test_an_answers_ratio_is_bounded_too() -> None:
+    # GSPO with ratios 2 and 8, A = -1: sqrt(16) = 4, bounded at 3.
+    sampler = [-1 - LOG_2, -2 - 3 * LOG_2, *SAMPLER[2:]]
+    result, gradient = solve({"algorithm": "gspo"}, two_groups(sampler=sampler))
+    assert result.loss.item() == close((3 - 1.04 - 0.5 + 1.25) / 4)
+    assert gradient == close([0, 0, 0, -0.5 / 4, 1.25 / 4])
+
+
+def test_the_bound_leaves_positive_advantages_alone() -> None:
+    # Token 3 (A = 1) at ratio 8 with clip_high 9: not clipped by either.
+    _, gradient = solve({"clip_high": 9.0})
+    assert gradient == close([0, 2 / 8, -8 / 4, -0.5 / 4, 1.25 / 4])
+
+
+def test_below_the_bound_it_changes_no_bit() -> None:
+    # Against the objective without a bound, spelled out; ratios from 1/7 to 2.95.
+    rng = np.random.default_rng(0)
+    gap = torch.tensor(rng.uniform(-2, math.log(2.95), 4000), dtype=torch.float32)
+    sampler = torch.tensor(rng.uniform(-4, -1, 4000), dtype=torch.float32)
+    advantages = torch.tensor(rng.normal(size=4000), dtype=torch.float32)
+    share = torch.full((4000,), 1 / 4000)
+    tokens = Tokens(
+        sampler_logprobs=sampler, advantages=advantages, weights=share, counted=share, sample_index=torch.arange(4000)
+    )
+    logprobs, plain = (sampler + gap).requires_grad_(), (sampler + gap).requires_grad_()
+    loss = policy_loss(logprobs, tokens, LossConfig()).loss
+    loss.backward()
+    log_ratio = plain - sampler
+    low, high = math.log1p(-0.2), math.log1p(0.2)
+    limited = torch.where(advantages > 0, log_ratio.clamp(max=high), log_ratio.clamp(min=low))
+    expected = (share * (-limited.exp() * advantages)).sum()
+    expected.backward()
+    assert torch.equal(loss, expected)
+    assert logprobs.grad is not None
+    assert plain.grad is not None
+    assert torch.equal(logprobs.grad, plain.grad)
 
 
 # Weights and advantages.
@@ -298,13 +419,41 @@ def test_equal_groups_with_the_kl_in_the_loss_have_a_gradient_and_are_counted() 
     assert join(step).counted.tolist() == close([1 / 5] * 5)
 
 
-def test_the_overlong_punishment_makes_equal_rewards_differ() -> None:
-    # The last 3 of 4 tokens are the buffer: answers of 2 and 1 tokens lose 1/3 and 0: advantages -1 and 1.
+@pytest.mark.parametrize("scaling", ["group_std", "none"])
+def test_the_overlong_punishment_of_equal_rewards_counts_as_it_is(scaling: str) -> None:
+    # The last 3 of 4 tokens are the buffer: answers of 2 and 1 tokens lose 1/3 and 0: advantages -1/6 and 1/6, as one
+    # reward in six; divided by their own spread they would be -1 and 1, as large as those of right and wrong.
     groups = [make_group([6.0, 6.0], [SAMPLER[:2], SAMPLER[2:3]])]
-    config = LossConfig(overlong_buffer_tokens=3, equal_groups="leave_out")
+    config = LossConfig.model_validate({"overlong_buffer_tokens": 3, "advantage_scaling": scaling})
     step = step_tokens(groups, config, MAX_ANSWER_TOKENS)
-    assert join(step).advantages.tolist() == pytest.approx([-1, -1, 1], abs=1e-5)
+    assert join(step).advantages.tolist() == close([-1 / 6, -1 / 6, 1 / 6])
     assert has_gradient(step[0], config)
+
+
+@pytest.mark.parametrize("shaping", [{"overlong_buffer_tokens": 3}, {"kl_weight": 0.1, "kl_in": "reward"}], ids=str)
+def test_what_is_left_out_is_decided_by_the_rules_rewards(shaping: dict[str, Any]) -> None:
+    groups = [make_group([6.0, 6.0], [SAMPLER[:2], SAMPLER[2:3]]), two_groups()[1]]
+    config = LossConfig.model_validate({"equal_groups": "leave_out"} | shaping)
+    step = step_tokens(groups, config, MAX_ANSWER_TOKENS, REFERENCE)
+    assert [has_gradient(parts, config) for parts in step] == [False, True]
+    assert join(step).weights.tolist() == close([0, 0, 0, 1 / 2, 1 / 2])
+
+
+def test_noise_of_the_kl_in_the_reward_stays_small() -> None:
+    # Equal rewards; sampler and reference differ by 1e-3 at one token: advantages -+0.1 * 1e-3 / 2, not -+1.
+    group = make_group([5.0, 5.0], [[-1.0], [-2.0]])
+    config = LossConfig(kl_weight=0.1, kl_in="reward", kl_estimator="k1")
+    step = step_tokens([group], config, MAX_ANSWER_TOKENS, [[np.array([-1.001]), np.array([-2.0])]])
+    assert join(step).advantages.tolist() == pytest.approx([-5e-5, 5e-5], abs=1e-7)
+
+
+def test_equal_rewards_with_equal_kl_in_the_reward_have_no_gradient() -> None:
+    # The reference is the sampler, so that nothing tells the samples apart, and there is no KL in the loss.
+    config = LossConfig(algorithm="rloo", kl_weight=0.1)
+    groups = two_groups(second_rewards=(6, 6))
+    reference = [[sample.trace.logprobs for sample in group.group.samples] for group in groups]
+    step = step_tokens(groups, config, MAX_ANSWER_TOKENS, reference)
+    assert [has_gradient(parts, config) for parts in step] == [True, False]
 
 
 def test_kl_in_the_reward_changes_the_advantages() -> None:
@@ -314,7 +463,8 @@ def test_kl_in_the_reward_changes_the_advantages() -> None:
     tokens = join(step_tokens(two_groups(), config, MAX_ANSWER_TOKENS, REFERENCE))
     first, second = 2 + 0.4 * LOG_2, 6 - 0.1 * math.log(1.25)
     assert tokens.advantages.tolist() == close([-first, -first, first, second, -second])
-    _, gradient = solve(config.model_dump(), reference=REFERENCE)
+    given = {"algorithm": "rloo", "kl_weight": 0.1, "proximal": "sampler", "correction": "none"}
+    _, gradient = solve(given, reference=REFERENCE)
     assert gradient == close([first / 4, first / 4, -first / 4, -second / 4, second / 4])  # no KL in the loss
 
 
@@ -395,7 +545,7 @@ def test_a_masked_token_has_no_gradient_through_its_sequence() -> None:
 def test_behaviour_weights_multiply_every_objective(algorithm: str) -> None:
     # Gradient -A * weight * w: CISPO A = -1, -1, 1, 1, -1 over 5; RLOO A = -2, -2, 2, 6, -6 over 4.
     expected = {"cispo": [0.5 / 5, 2 / 5, -8 / 5, -0.5 / 5, 1.25 / 5], "rloo": [1 / 4, 1, -4, -3 / 4, 7.5 / 4]}
-    _, gradient = solve(DECOUPLED | {"algorithm": algorithm})
+    _, gradient = solve(DECOUPLED | {"algorithm": algorithm, "correction": "none"})
     assert gradient == close(expected[algorithm])
 
 
@@ -417,6 +567,13 @@ def test_sample_masks(bounds: dict[str, float], loss: float, gradient: list[floa
     assert result.loss.item() == close(loss)
     assert found == close(gradient)
     assert stats(result)["masked_sample_fraction"] == close(masked)
+
+
+def test_samples_are_masked_by_the_geometric_mean_of_their_ratios() -> None:
+    # Sample 1 has ratios 1/2 and 2: 1, and stays; the arithmetic mean were 5/4. Samples 2 and 4, 8 and 5/4, go.
+    result, gradient = solve({"sequence_mask_high": 1.2})
+    assert gradient == close([0, 0.25, 0, -0.125, 0])
+    assert stats(result)["masked_sample_fraction"] == close(2 / 5)
 
 
 def test_the_share_of_masked_samples_is_that_of_their_tokens() -> None:
@@ -579,11 +736,25 @@ def test_a_pass_that_only_fills_up_adds_nothing(given: dict[str, Any]) -> None:
 FAR = -200.0  # exp(199) is no float32
 
 
-def test_a_clipped_ratio_too_large_for_a_float_has_no_gradient() -> None:
-    result, gradient = solve({}, two_groups(sampler=[*SAMPLER[:2], FAR, *SAMPLER[3:]]))
-    assert result.loss.item() == close(0.2375)
-    assert gradient == close([0, 0.25, 0, -0.125, 0.3125])
-    assert result.finite_by_sample.tolist() == [True] * 4
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("token", [1, 2])
+def test_a_ratio_that_is_too_far_off_stops_the_step_and_names_its_sample(algorithm: str, token: int) -> None:
+    # Token 2 of sample 1 has a negative advantage, token 3 of sample 2 a positive one: clipped, truncated, or neither.
+    near, far = (two_groups(sampler=[*SAMPLER[:token], LOGPROBS[token] - by, *SAMPLER[token + 1 :]]) for by in (19, 21))
+    result, gradient = solve({"algorithm": algorithm}, near)
+    assert result.finite_by_sample.all()
+    assert np.isfinite([result.loss.item(), *gradient]).all()
+    result, _ = solve({"algorithm": algorithm}, far)
+    assert result.finite_by_sample.tolist() == [token != 1, token != 2, True, True]
+    assert result.loss.isinf()
+
+
+def test_what_the_learner_takes_for_impossible_stops_nothing() -> None:
+    # Token 4, A = 1, at ratio e^-50: it counts nothing.
+    result, gradient = solve({}, two_groups(sampler=[*SAMPLER[:3], 49.0, SAMPLER[4]]))
+    assert result.loss.item() == close(0.2375 + 0.125)
+    assert gradient == close([0, 0.25, 0, 0, 0.3125])
+    assert result.finite_by_sample.all()
 
 
 @pytest.mark.parametrize("given", [{}, {"algorithm": "gspo"}, DECOUPLED])
@@ -604,19 +775,13 @@ def test_a_masked_token_too_large_for_a_float_changes_nothing() -> None:
     assert gradient == close([0.5 / 8, 2 / 8, -8 / 4, -0.5 / 4, 0])
 
 
-def test_without_an_advantage_a_ratio_too_large_for_a_float_changes_nothing() -> None:
+@pytest.mark.parametrize("given", [{}, DECOUPLED], ids=str)
+def test_without_an_advantage_a_ratio_too_large_for_a_float_changes_nothing(given: dict[str, Any]) -> None:
     groups = two_groups(second_rewards=(6, 6), sampler=[*SAMPLER[:4], FAR])
-    result, gradient = solve({"kl_weight": 0.1}, groups, REFERENCE)
+    result, gradient = solve(given | {"kl_weight": 0.1}, groups, REFERENCE)
     assert result.finite_by_sample.all()
+    assert math.isfinite(result.loss.item())
     assert gradient[4] == 0
-
-
-def test_the_sample_that_is_not_finite_is_named() -> None:
-    # Token 2, A = -1, is not clipped: its term is infinite.
-    result, gradient = solve({}, two_groups(sampler=[SAMPLER[0], FAR, *SAMPLER[2:]]))
-    assert result.finite_by_sample.tolist() == [False, True, True, True]
-    assert not math.isfinite(result.loss.item())
-    assert not math.isfinite(gradient[1])
 
 
 @pytest.mark.parametrize("bad", [math.nan, -math.inf])
