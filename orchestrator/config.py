@@ -5,13 +5,14 @@ What is wrong in a run file is said with file, key, value and remedy, as one `Co
 
 import difflib
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Self, TypeVar, get_args
+from typing import Any, NamedTuple, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from learner.config import LearnerConfig
+from learner.loss_config import with_algorithm
 from reward_service.config import RewardConfig
 from rollout.config import RolloutConfig
 from tvr.config import DataConfig
@@ -66,6 +67,10 @@ class CheckpointConfig(BaseModel):
     keep: int = Field(default=2, ge=1, description="Newest checkpoints kept; each has three float32 numbers a weight.")
 
 
+NARROWEST_SEQUENCE_CLIP = 0.01
+"""Narrower, the clip of whole answers drops most that are a version old, or rounded otherwise: see gspo's preset."""
+
+
 class Sections(BaseModel):
     """What a run file and a study file have in common: the starting policy, and the sections of all packages."""
 
@@ -96,6 +101,29 @@ class Sections(BaseModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_loss_suits_samples(self) -> Self:
+        loss, stale = self.learner.loss, self.loop.max_staleness
+        if loss.proximal == "learner":
+            return self
+        if loss.objective == "reinforce" and stale > 0:
+            raise ValueError(
+                f"learner.loss.objective reinforce with proximal sampler takes samples of an older version, which "
+                f"loop.max_staleness {stale} allows, for the learner's own; set proximal to learner (and correction to "
+                "truncate), or max_staleness to 0"
+            )
+        dtypes = {"rollout.dtype": self.rollout.dtype, "learner.dtype": self.learner.dtype}
+        causes = [f"{key} {dtype}" for key, dtype in dtypes.items() if dtype != "float32"]
+        causes += [f"loop.max_staleness {stale}"] if stale > 0 else []
+        narrow = min(loss.clip_low, loss.clip_high) < NARROWEST_SEQUENCE_CLIP
+        if loss.objective == "sequence_clip" and narrow and causes:
+            raise ValueError(
+                f"learner.loss.clip_low {loss.clip_low} and clip_high {loss.clip_high} would clip most answers for "
+                f"what is not learned: {', '.join(causes)}; raise both to {NARROWEST_SEQUENCE_CLIP} or more, or take "
+                "max_staleness 0 and float32 on both sides"
+            )
+        return self
+
 
 Config = TypeVar("Config", bound=Sections)
 
@@ -119,8 +147,10 @@ def load_config(kind: type[Config], path: Path, overrides: Iterable[str] = ()) -
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); give the path of a run file") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: is not TOML: {error}") from error
-    for override in overrides:
-        _apply_override(content, override)
+    settings = [_parse_override(override) for override in overrides]
+    _change_algorithm(path, content, settings)
+    for setting in settings:
+        _apply(content, setting)
     try:
         config = kind.model_validate(content)
     except ValidationError as error:
@@ -130,7 +160,16 @@ def load_config(kind: type[Config], path: Path, overrides: Iterable[str] = ()) -
     return config
 
 
-def _apply_override(content: dict[str, Any], override: str) -> None:
+class _Setting(NamedTuple):
+    """A parsed `--set`; *text* as it was given."""
+
+    sections: tuple[str, ...]
+    key: str
+    value: Any
+    text: str
+
+
+def _parse_override(override: str) -> _Setting:
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise ConfigError(f"--set {override}: is not section.key=value, for example --set loop.steps=20")
@@ -139,12 +178,39 @@ def _apply_override(content: dict[str, Any], override: str) -> None:
     except tomllib.TOMLDecodeError:
         value = text  # a bare word is a string, so that --set model=some/folder needs no quotes
     *sections, last = key.strip().split(".")
+    return _Setting(tuple(sections), last, value, override)
+
+
+def _apply(content: dict[str, Any], setting: _Setting) -> None:
     table = content
-    for section in sections:
+    for section in setting.sections:
         table = table.setdefault(section, {})
         if not isinstance(table, dict):
-            raise ConfigError(f"--set {override}: {section} is a value, not a section; name one of its sections' keys")
-    table[last] = value
+            raise ConfigError(
+                f"--set {setting.text}: {section} is a value, not a section; name one of its sections' keys"
+            )
+    table[setting.key] = setting.value
+
+
+def _change_algorithm(path: Path, content: dict[str, Any], settings: Sequence[_Setting]) -> None:
+    """Where the file's algorithm is overridden, leave out what the file says only because of it (`with_algorithm`).
+
+    Raises ConfigError where the file says what neither of them does.
+    """
+    given = {setting.key: setting.value for setting in settings if setting.sections == ("learner", "loss")}
+    learner = content.get("learner")
+    loss = learner.get("loss") if isinstance(learner, dict) else None
+    if not isinstance(learner, dict) or not isinstance(loss, dict) or "algorithm" not in given:
+        return
+    learner["loss"], contradictions = with_algorithm(loss, given["algorithm"], given)
+    if contradictions:
+        raise ConfigError(
+            "\n".join(
+                f"{path}: learner.loss.{key} = {old!r}: was chosen beside another algorithm, and {given['algorithm']} "
+                f"sets {new!r}; say which is meant, --set learner.loss.{key}={new} or --set learner.loss.{key}={old}"
+                for key, (old, new) in contradictions.items()
+            )
+        )
 
 
 def _explain(kind: type[BaseModel], path: Path, item: Any) -> str:
