@@ -3,8 +3,10 @@
 A folder is written whole or not at all, with a `recipe.json` that says how its rows were made.
 """
 
+import fcntl
 import hashlib
 import json
+import logging
 import os
 import random
 import shutil
@@ -21,6 +23,8 @@ from datasets.arrow_writer import ArrowWriter
 from tvr.prompt import build_messages
 from tvr.records import Gold, ImagePair, Prompt
 from tvr.scene import VIEWS, SceneObject, Transformation
+
+logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "test")
 FEATURES = datasets.Features(
@@ -56,8 +60,8 @@ Progress = Callable[[int, int], None]
 def write_folder(folder: Path, splits: Mapping[str, Iterable[Mapping[str, Any]]], recipe: Mapping[str, Any]) -> None:
     """Write the rows of each split (see `FEATURES`) and the *recipe* that they came from; whole or not at all.
 
-    The same rows and recipe give the same bytes. A split without rows is left out. Raises FileExistsError when the
-    folder is there, ValueError when there is no row at all.
+    The same rows and recipe give the same bytes. A split without rows is left out. The caller is `alone_at` the folder
+    where others could write it. Raises FileExistsError when it is there, ValueError when there is no row at all.
     """
     if folder.exists():
         raise FileExistsError(f"{folder} exists; remove it, or give another path")
@@ -69,6 +73,36 @@ def write_folder(folder: Path, splits: Mapping[str, Iterable[Mapping[str, Any]]]
         os.replace(part / "done", folder)
     finally:
         shutil.rmtree(part)
+
+
+@contextmanager
+def alone_at(folder: Path) -> Iterator[None]:
+    """Within it, no other process writes *folder*; waits for one that does. It may be there afterwards.
+
+    The lock is a file beside it, which the kernel gives free however a process ends.
+    """
+    path = folder.with_name(f"{folder.name}.lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        with path.open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                logger.info("another command is writing %s; waiting for it", folder)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if _is_still(path, lock.fileno()):  # else whoever had it removed it, and others may hold a new one
+                try:
+                    yield
+                finally:
+                    path.unlink()
+                return
+
+
+def _is_still(path: Path, file: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file))
+    except FileNotFoundError:
+        return False
 
 
 class PromptSet(Sequence[Prompt]):

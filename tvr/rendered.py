@@ -19,7 +19,7 @@ import datasets
 from datasets.arrow_writer import ArrowWriter
 
 from tvr.config import DataConfig
-from tvr.dataset import FEATURES, RECIPE, SPLITS, Progress, write_folder
+from tvr.dataset import FEATURES, RECIPE, SPLITS, Progress, alone_at, write_folder
 from tvr.render import in_parallel, render, to_png
 from tvr.sample_scenes import sample_pair
 from tvr.scene import VIEWS, apply
@@ -33,15 +33,17 @@ Block = tuple[str, int, int]
 
 
 def ensure(config: DataConfig, progress: Progress | None = None) -> Path:
-    """The folder that *config* describes, rendered if it is missing.
+    """The folder that *config* describes, rendered if it is missing; waits for another process that renders it.
 
     A folder that was not rendered here, such as a converted one, is taken as it is. Raises ValueError when the folder
     was rendered by another recipe.
     """
     if not config.path.exists():
-        logger.info("rendering %d + %d pairs into %s", config.train, config.test, config.path)
-        make(config, progress)
-    elif _is_rendered(config.path) and (differing := _differing(config.path, config)):
+        with alone_at(config.path):
+            if not config.path.exists():
+                logger.info("rendering %d + %d pairs into %s", config.train, config.test, config.path)
+                _make(config, progress)
+    if _is_rendered(config.path) and (differing := _differing(config.path, config)):
         raise ValueError(
             f"{config.path} was rendered with {differing}; change the run file, remove the folder, or give another path"
         )
@@ -51,11 +53,19 @@ def ensure(config: DataConfig, progress: Progress | None = None) -> Path:
 def make(config: DataConfig, progress: Progress | None = None) -> None:
     """Render both splits into the folder `config.path`, which must not exist; goes on where a killed call stopped.
 
-    Each scene is used once, so that the splits share none. Raises FileExistsError when the folder is there, ValueError
-    when what a killed call left beside it is of another recipe.
+    Each scene is used once, so that the splits share none. Raises FileExistsError when the folder is there, or another
+    process makes it meanwhile, ValueError when what a killed call left beside it is of another recipe.
     """
     if config.path.exists():
         raise FileExistsError(f"{config.path} exists; remove it, or give another path")
+    with alone_at(config.path):
+        if config.path.exists():
+            raise FileExistsError(f"{config.path} was written by another command meanwhile; it is complete")
+        _make(config, progress)
+
+
+def _make(config: DataConfig, progress: Progress | None) -> None:
+    """`make`, where nobody else does."""
     unfinished = _claim(config)
     counts = dict(zip(SPLITS, (config.train, config.test), strict=True))
     blocks = [

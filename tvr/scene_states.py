@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tvr.dataset import alone_at
 from tvr.render import RENDERER, in_parallel, render_with_index
 from tvr.sample_scenes import change_cells, sample_objects, sample_places
 from tvr.scene import ATTRIBUTES, Scene, SceneObject
@@ -84,17 +85,18 @@ def make_states(
 ) -> Iterator[int]:
     """Render shards into *folder* until *num_scenes* are there; yields the number that are, first and after each shard.
 
-    Raises ValueError when *folder* has pictures of another recipe.
+    Waits for another process that renders there. Raises ValueError when *folder* has pictures of another recipe.
     """
     recipe = {"objects": objects, "size": size, "spp": spp, "field_of_view": field_of_view, "seed": seed}
-    _claim(folder, json.dumps({**recipe, "renderer": RENDERER}) + "\n")
-    missing = [shard for shard in _shards(folder, num_scenes) if not _file(*shard).exists()]
-    done = num_scenes - sum(last - first for _, first, last in missing)
-    yield done
-    work = partial(_render_shard, objects=objects, size=size, spp=spp, field_of_view=field_of_view, seed=seed)
-    for scenes in in_parallel(work, missing, workers):
-        done += scenes
+    with alone_at(folder):
+        _claim(folder, json.dumps({**recipe, "renderer": RENDERER}) + "\n")
+        missing = [shard for shard in _shards(folder, num_scenes) if not _file(*shard).exists()]
+        done = num_scenes - sum(last - first for _, first, last in missing)
         yield done
+        work = partial(_render_shard, objects=objects, size=size, spp=spp, field_of_view=field_of_view, seed=seed)
+        for scenes in in_parallel(work, missing, workers):
+            done += scenes
+            yield done
 
 
 def load_states(folder: Path, num_scenes: int) -> list[StatePicture]:
@@ -113,6 +115,8 @@ def load_states(folder: Path, num_scenes: int) -> list[StatePicture]:
 def _claim(folder: Path, recipe: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "recipe.json").exists():
+        if any(folder.glob("*.npz")):
+            raise ValueError(f"{folder} has pictures and no recipe.json that says of which recipe; remove the folder")
         (folder / "recipe.json").write_text(recipe)
     if (found := (folder / "recipe.json").read_text()) != recipe:
         raise ValueError(

@@ -24,7 +24,7 @@ import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
-from tvr.dataset import write_folder
+from tvr.dataset import alone_at, write_folder
 from tvr.pictures import check_size, decode
 from tvr.render import to_png
 from tvr.scene import (
@@ -126,7 +126,7 @@ def convert(
         raise ValueError(f"max_samples is {max_samples}; it must be 1 or more")
     path = _find(source)
     recipe = {"source": "TRANCE", "file": path.name, "split": split, "max": max_samples, "with_position": with_position}
-    with _opened(path, split) as origin:
+    with alone_at(folder), _opened(path, split) as origin:
         conversion = _Conversion(
             origin, max_samples=max_samples, with_position=with_position, strict=strict, progress=progress
         )

@@ -62,6 +62,34 @@ def states(tmp_path_factory) -> Path:
     return folder
 
 
+def test_fewer_and_more_scenes_are_the_same_scenes_and_none_twice(states, tmp_path):
+    arguments = config_for(tmp_path, tmp_path).states.model_dump(exclude={"folder", "scenes"})
+    for scenes in (SCENES - 2, SCENES, SCENES - 2):
+        list(make_states(tmp_path / "states", num_scenes=scenes, **arguments))
+        found, whole = load_states(tmp_path / "states", scenes), load_states(states, SCENES)
+        assert {state.scene_id for state in found} == set(range(scenes))
+        assert [(state.scene, state.view) for state in found] == [
+            (state.scene, state.view) for state in whole if state.scene_id < scenes
+        ]
+        assert all(
+            (ours.picture == theirs.picture).all() for ours, theirs in zip(found, whole[: len(found)], strict=True)
+        )
+
+
+@pytest.mark.parametrize("other", [{"size": (24, 16)}, {"seed": 1}, {"objects": (3, 3)}, {"field_of_view": 40.0}])
+def test_pictures_of_other_arguments_are_not_taken(states, other):
+    arguments = config_for(states, states).states.model_dump(exclude={"folder", "scenes"})
+    with pytest.raises(ValueError, match="was rendered with"):
+        list(make_states(states, num_scenes=SCENES, **{**arguments, **other}))
+
+
+def test_pictures_without_a_recipe_are_not_taken(tmp_path):
+    arguments = config_for(tmp_path, tmp_path).states.model_dump(exclude={"folder", "scenes"})
+    (tmp_path / "000000-000020.npz").touch()
+    with pytest.raises(ValueError, match=r"has pictures and no recipe\.json .*; remove the folder"):
+        list(make_states(tmp_path, num_scenes=20, **arguments))
+
+
 @pytest.fixture(scope="module")
 def source(states) -> ExampleSource:
     pictures = load_states(states, SCENES)

@@ -1,11 +1,15 @@
 """Rendered data sets: reproducible, resumable, and every object in sight."""
 
+import fcntl
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +69,62 @@ def test_a_killed_run_goes_on_where_it_stopped_and_gives_the_same_bytes(folder, 
     assert all(kept)
     assert all_bytes(tmp_path / "pairs") == all_bytes(folder)
     assert [file.name for file in tmp_path.iterdir()] == ["pairs"]
+
+
+@pytest.fixture
+def second_waits(monkeypatch) -> threading.Event:
+    """Set when somebody waits for the lock of another."""
+    waits, flock = threading.Event(), fcntl.flock
+
+    def watched(file, operation: int) -> None:
+        if operation == fcntl.LOCK_EX:
+            waits.set()
+        flock(file, operation)
+
+    monkeypatch.setattr(dataset.fcntl, "flock", watched)
+    return waits
+
+
+def at_once(first: Callable[..., object], second: Callable[[], object], second_waits: threading.Event) -> None:
+    """Begin *second* when *first* has done some pairs; *first* goes on when *second* waits for it."""
+    begun = threading.Event()
+
+    def progress(done: int, total: int) -> None:
+        begun.set()
+        assert second_waits.wait(60), "the second did not wait"
+
+    with ThreadPoolExecutor(2) as pool:
+        both = [pool.submit(first, progress)]
+        assert begun.wait(60)
+        both.append(pool.submit(second))
+        for ended in both:
+            ended.result()
+
+
+def test_of_two_that_need_a_folder_one_renders_it_and_the_other_waits(folder, tmp_path, monkeypatch, second_waits):
+    rendered_blocks, render_block = [], rendered._render_block
+    monkeypatch.setattr(rendered, "_render_block", lambda *task: rendered_blocks.append(task) or render_block(*task))
+    wanted = config(tmp_path / "pairs")
+    at_once(lambda progress: rendered.ensure(wanted, progress), lambda: rendered.ensure(wanted), second_waits)
+    assert len(rendered_blocks) == 4  # 8 + 8 + 2 training pairs, 3 others
+    assert all_bytes(tmp_path / "pairs") == all_bytes(folder)
+    assert [file.name for file in tmp_path.iterdir()] == ["pairs"]
+
+
+def test_who_waited_for_a_folder_of_another_recipe_is_told(tmp_path, second_waits):
+    def second() -> None:
+        with pytest.raises(ValueError, match="rendered with seed = 0, not seed = 1 as asked now"):
+            rendered.ensure(config(tmp_path / "pairs", seed=1))
+
+    at_once(lambda progress: rendered.make(config(tmp_path / "pairs"), progress), second, second_waits)
+
+
+def test_who_waited_to_make_the_same_folder_is_told_that_it_is_there(tmp_path, second_waits):
+    def second() -> None:
+        with pytest.raises(FileExistsError, match="was written by another command meanwhile"):
+            rendered.make(config(tmp_path / "pairs"))
+
+    at_once(lambda progress: rendered.make(config(tmp_path / "pairs"), progress), second, second_waits)
 
 
 def test_what_a_stopped_run_left_belongs_to_its_recipe(tmp_path):

@@ -1,6 +1,7 @@
 """TRANCE as downloaded, turned into our data set."""
 
 import copy
+import fcntl
 import io
 import json
 import re
@@ -324,6 +325,17 @@ def test_progress_counts_the_samples_read(tmp_path, kind):
     seen: list[tuple[int, int]] = []
     convert(tmp_path / "in", tmp_path / "out", progress=lambda done, total: seen.append((done, total)))
     assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_a_conversion_is_alone_at_its_folder(tmp_path):
+    source = write_jsonl(tmp_path / "in", [one()])
+
+    def lock_is_held(done: int, total: int) -> None:
+        with (tmp_path / "out.lock").open() as lock, pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    convert(source, tmp_path / "out", progress=lock_is_held)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["in", "out"]
 
 
 def test_a_folder_that_is_there_is_not_touched(tmp_path):
