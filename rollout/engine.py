@@ -73,6 +73,7 @@ class RolloutEngine:
         self._llm = _start_vllm(config, model, picture_cache_name)
         self._is_in_process = on_cpu()
         self._request_ids = itertools.count()
+        self._warned_of_room = False
 
     async def label(self, version: PolicyVersion) -> None:
         """Say which version the loaded weights are."""
@@ -92,6 +93,7 @@ class RolloutEngine:
         Cancelling the caller aborts the request. Raises EngineDied, SamplingError, or ValueError for a prompt that
         cannot be asked.
         """
+        from vllm.exceptions import VLLMClientError
         from vllm.v1.engine.exceptions import EngineDeadError
 
         params = self._sampling_params(prompt, num_samples, seed, greedy)
@@ -102,6 +104,7 @@ class RolloutEngine:
             self._llm.engine_core.expect(request_id, num_samples)
         try:
             (request,) = await self._llm.renderer.render_cmpl_async([build_request(prompt, self._processor)])
+            self._check_room(prompt, len(request["prompt_token_ids"]))
             async for output in self._llm.generate(request, params, request_id):
                 if prompt_token_ids is None:
                     prompt_token_ids = np.asarray(output.prompt_token_ids, dtype=np.int32)
@@ -112,6 +115,8 @@ class RolloutEngine:
                         yield part.index, self._to_sample(prompt, seed, prompt_token_ids, part, completion)
         except EngineDeadError as error:
             raise EngineDied(str(error)) from error
+        except VLLMClientError as error:
+            raise ValueError(f"prompt {prompt.id} cannot be asked: {error}") from error
         finally:
             if self._is_in_process:
                 self._llm.engine_core.unexpect(request_id)
@@ -167,6 +172,15 @@ class RolloutEngine:
         async with aclosing(_as_files(manifest, buckets, file)) as paths:
             async for infos, path in paths:
                 yield {"tensors": [(info.name, info.dtype, list(info.shape)) for info in infos], "path": str(path)}
+
+    def _check_room(self, prompt: Prompt, num_tokens: int) -> None:
+        room, wanted = answer_room(prompt.id, num_tokens, self.config.max_model_len), self.config.max_answer_tokens
+        if room < wanted and not self._warned_of_room:
+            self._warned_of_room = True  # once: there may be thousands
+            logger.warning(
+                "prompt %s leaves room for %d answer tokens, fewer than max_answer_tokens %d; raise max_model_len %d",
+                *(prompt.id, room, wanted, self.config.max_model_len),
+            )
 
     def _sampling_params(self, prompt: Prompt, num_samples: int, seed: int, greedy: bool) -> Any:
         from vllm import SamplingParams
@@ -236,6 +250,16 @@ def build_request(prompt: Prompt, processor: Any) -> dict[str, Any]:
             "check its messages and the model's chat template"
         )
     return {"prompt_token_ids": token_ids, "multi_modal_data": {"image": decode_pair(prompt)}}
+
+
+def answer_room(prompt_id: str, num_tokens: int, max_model_len: int) -> int:
+    """Tokens that an answer can have behind a prompt of *num_tokens*, pictures included. Raises ValueError for none."""
+    if num_tokens >= max_model_len:
+        raise ValueError(
+            f"prompt {prompt_id} has {num_tokens} tokens with its pictures, and max_model_len {max_model_len} leaves "
+            "no room for an answer; raise it, or make the pictures smaller"
+        )
+    return max_model_len - num_tokens
 
 
 def engine_seed(prompt_id: str, seed: int) -> int:

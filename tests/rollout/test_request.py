@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from transformers import AutoProcessor
 
-from rollout.engine import build_request, engine_seed
+from rollout.engine import answer_room, build_request, engine_seed
 from tvr.records import ImagePair, Prompt
 
 
@@ -54,6 +54,14 @@ def test_a_picture_that_cannot_be_read_is_refused_by_prompt_id(
     broken = ImagePair(initial=prompt.pair.initial, final=spoil(prompt.pair.final), view="center")
     with pytest.raises(ValueError, match=f"prompt 17/basic/center: its final picture {reason}"):
         build_request(replace(prompt, pair=broken), processor)
+
+
+def test_a_prompt_that_leaves_no_room_for_an_answer_is_refused_by_prompt_id() -> None:
+    assert answer_room("17/basic/center", 104, 105) == 1
+    for num_tokens in (105, 109):
+        said = f"prompt 17/basic/center has {num_tokens} tokens with its pictures, and max_model_len 105 .*; raise it"
+        with pytest.raises(ValueError, match=said):
+            answer_room("17/basic/center", num_tokens, 105)
 
 
 def test_siblings_of_neighbouring_seeds_do_not_share_an_engine_seed() -> None:

@@ -6,7 +6,7 @@ One engine for the whole file. Each test publishes what it needs; the last one l
 import asyncio
 import io
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from rollout.config import RolloutConfig
 from tests.rollout.fresh_engine import answers_of_a_fresh_engine
 from tvr.answer import Malformed
 from tvr.manifest import Bucket, Manifest, TensorInfo, checksum
-from tvr.records import Gold, PolicyVersion, Prompt, Sample, SampleGroup, Score
+from tvr.records import Gold, ImagePair, PolicyVersion, Prompt, Sample, SampleGroup, Score
 
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
@@ -177,6 +177,25 @@ async def test_the_same_seed_gives_the_same_tokens_and_another_seed_others(
 async def test_a_greedy_answer_is_always_the_same(served: Served, make_prompt: Callable[[int], Prompt]) -> None:
     first, again = [await served.worker.answer(make_prompt(1)) for _ in range(2)]
     assert first.trace.token_ids.tolist() == again.trace.token_ids.tolist()
+
+
+async def test_a_prompt_that_is_too_long_is_refused_by_its_id_and_the_worker_goes_on(
+    served: Served, make_prompt: Callable[[int], Prompt]
+) -> None:
+    prompt, buffer = make_prompt(1), io.BytesIO()
+    Image.new("RGB", (320, 240)).save(buffer, format="PNG")
+    # At 24 pixels a token: 13 * 10 = 130 tokens a picture.
+    large = replace(
+        prompt, id="8/view/left", pair=ImagePair(initial=buffer.getvalue(), final=buffer.getvalue(), view="left")
+    )
+    with pytest.raises(ValueError, match=r"prompt 8/view/left has \d+ tokens with its pictures, and max_model_len 256"):
+        await served.worker.answer(large)
+    system, user = prompt.messages
+    words = {"type": "text", "text": "red " * 300}
+    wordy = replace(prompt, id="9/view/left", messages=(system, {**user, "content": [*user["content"], words]}))
+    with pytest.raises(ValueError, match=r"prompt 9/view/left cannot be asked: .*256"):
+        await served.worker.answer(wordy)
+    assert (await served.worker.answer(prompt)).text
 
 
 async def test_logprobs_are_the_learners_before_and_after_a_publish(
