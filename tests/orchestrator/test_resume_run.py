@@ -106,9 +106,7 @@ def test_a_killed_run_goes_on_from_its_newest_whole_checkpoint_as_if_nothing_had
     assert all(torch.equal(part, weights(whole)[name]) for name, part in weights(out).items())
 
 
-@pytest.mark.parametrize(
-    ("kind", "signum"), [("train", signal.SIGINT), ("train", signal.SIGTERM), ("sft", signal.SIGTERM)]
-)
+@pytest.mark.parametrize(("kind", "signum"), [("train", signal.SIGINT), ("sft", signal.SIGTERM)])
 def test_a_run_that_is_asked_to_stop_keeps_its_steps_and_says_how_to_go_on(
     whole: Path, data: Path, tmp_path: Path, kind: str, signum: signal.Signals
 ):
