@@ -1,7 +1,13 @@
-"""What all commands share: help with an example, and the forms of values."""
+"""What all commands share: help with an example, the forms of values, and what is said to the user."""
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+
+from rich.console import Console
+
+from orchestrator.config import ConfigError
 
 
 def add_command(commands: Any, name: str, what: str, example: str) -> argparse.ArgumentParser:
@@ -18,19 +24,43 @@ def with_epilog(parser: argparse.ArgumentParser, epilog: str) -> argparse.Argume
 
 def to_range(text: str) -> tuple[int, int]:
     low, dash, high = text.partition("-")
-    if not low.isdigit() or (dash and not high.isdigit()):
+    if not low.isdecimal() or (dash and not high.isdecimal()):
         raise argparse.ArgumentTypeError(f"{text!r} is not MIN-MAX, for example 2-3")
     return int(low), int(high) if dash else int(low)
 
 
 def to_size(text: str) -> tuple[int, int]:
     width, _, height = text.lower().partition("x")
-    if not (width.isdigit() and height.isdigit()):
+    if not (width.isdecimal() and height.isdecimal()):
         raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT, for example 160x120")
     return int(width), int(height)
 
 
 def to_count(text: str) -> int:
-    if not text.isdigit() or int(text) == 0:
+    if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
+
+
+def to_seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 1 << 63:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to {(1 << 63) - 1}")
+    return int(text)
+
+
+def say(console: Console, text: str) -> None:
+    """One line as it is: rich would take markup and emoji out of the names of files, and break them in two."""
+    console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+
+@contextmanager
+def mendable(command: str, *errors: type[Exception]) -> Iterator[None]:
+    """Within it, *errors* and all errors of files become a ConfigError, one message that begins with *command*."""
+    kinds: tuple[type[Exception], ...] = (OSError, *errors)
+    try:
+        yield
+    except kinds as error:
+        said = str(error)
+        if isinstance(error, OSError) and error.strerror:  # the system's words; ours name path and remedy themselves
+            said = f"{error.filename or 'a file'}: {error.strerror}; mend it, or give another path"
+        raise ConfigError(f"{command}: {said}") from error

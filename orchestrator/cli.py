@@ -8,12 +8,13 @@ import sys
 from collections.abc import Coroutine
 from datetime import datetime
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from orchestrator.arguments import add_command, with_epilog
+from orchestrator.arguments import add_command, mendable, say, to_seed, with_epilog
 from orchestrator.config import ConfigError, first_of, load_run_config
 from orchestrator.data_commands import add_data_commands
 from orchestrator.display import counting
@@ -48,6 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = with_epilog(argparse.ArgumentParser("star-r1", description=DESCRIPTION), EXAMPLES)
+    parser.add_argument("--version", action="version", version=f"star-r1 {_version()}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     _add_run_command(
@@ -81,8 +83,8 @@ def build_parser() -> argparse.ArgumentParser:
         "make a freshly initialised tiny Qwen2.5-VL",
         "star-r1 tiny-policy output/tiny --seed 1",
     )
-    policy.add_argument("folder", type=Path, metavar="DIR", help="folder to write")
-    policy.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the weights (%(default)s)")
+    policy.add_argument("folder", type=Path, metavar="DIR", help="folder to write; must be empty, if it is there")
+    policy.add_argument("--seed", type=to_seed, default=0, metavar="S", help="seed of the weights (%(default)s)")
     policy.set_defaults(run=run_tiny_policy)
 
     pretrain = add_command(
@@ -94,6 +96,13 @@ def build_parser() -> argparse.ArgumentParser:
     pretrain.add_argument("run_file", type=Path, metavar="RUN.toml", help="see deploy/runs/tiny_pretrain.toml")
     pretrain.set_defaults(run=run_pretrain)
     return parser
+
+
+def _version() -> str:
+    try:
+        return version("star-r1")
+    except PackageNotFoundError:  # run from a checkout
+        return "not installed"
 
 
 def _add_run_command(commands: Any, name: str, what: str, example: str) -> None:
@@ -148,10 +157,14 @@ def run_replay(options: argparse.Namespace) -> None:
 
 
 def run_tiny_policy(options: argparse.Namespace) -> None:
-    from learner.tiny_policy import make_tiny_policy
+    with mendable("tiny-policy"):
+        options.folder.mkdir(parents=True, exist_ok=True)
+        if any(options.folder.iterdir()):
+            raise ConfigError(f"tiny-policy: {options.folder} holds something; empty it, or give another folder")
+        from learner.tiny_policy import make_tiny_policy  # here, so that a wrong folder is said at once
 
-    count = make_tiny_policy(options.folder, options.seed)
-    Console().print(f"wrote a policy of {count:,} parameters to {options.folder}", highlight=False)
+        count = make_tiny_policy(options.folder, options.seed)
+    say(Console(), f"wrote a policy of {count:,} parameters to {options.folder}")
 
 
 def run_pretrain(options: argparse.Namespace) -> None:
@@ -166,7 +179,7 @@ def run_pretrain(options: argparse.Namespace) -> None:
         folder = pretrain(config, partial(counting, console))
     except ValueError as error:
         raise ConfigError(f"{options.run_file}: {error}") from error
-    console.print(f"the model is in {folder}", highlight=False)
+    say(console, f"the model is in {folder}")
 
 
 if __name__ == "__main__":

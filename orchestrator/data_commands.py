@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 from rich.console import Console
 
-from orchestrator.arguments import add_command, to_count, to_range, to_size
+from orchestrator.arguments import add_command, mendable, say, to_count, to_range, to_size
 from orchestrator.config import ConfigError
 
 
@@ -93,22 +93,19 @@ def run_make(options: argparse.Namespace) -> None:
     keys = ("train", "test", "objects", "changes", "size", "spp", "field_of_view", "seed", "workers")
     wanted = {key: value for key in keys if (value := getattr(options, key)) is not None}
     try:
-        config = DataConfig(path=options.out, settings=tuple(options.settings.split(",")), **wanted)
+        settings = tuple(name.strip() for name in options.settings.split(","))
+        config = DataConfig(path=options.out, settings=settings, **wanted)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
-        raise ConfigError(f"data make: {key} = {first['input']!r}: {first['msg']}") from error
+        given = f"{key} = {first['input']!r}: " if key else ""  # what concerns several names them itself
+        raise ConfigError(f"data make: {given}{first['msg'].removeprefix('Value error, ')}") from error
     console = Console()
     started = time.monotonic()
-    try:
-        with counting(console, "rendering pairs") as counter:
-            make(config, counter)
-    except (FileExistsError, ValueError) as error:
-        raise ConfigError(f"data make: {error}") from error
-    console.print(
-        f"wrote {config.train} + {config.test} pairs to {config.path} in {time.monotonic() - started:.0f} s",
-        highlight=False,
-    )
+    with mendable("data make", ValueError), counting(console, "rendering pairs") as counter:
+        make(config, counter)
+    seconds = time.monotonic() - started
+    say(console, f"wrote {config.train} + {config.test} pairs to {config.path} in {seconds:.0f} s")
 
 
 def run_trance(options: argparse.Namespace) -> None:
@@ -116,21 +113,18 @@ def run_trance(options: argparse.Namespace) -> None:
     from tvr.trance import TranceError, convert, describe
 
     console = Console()
-    try:
-        with counting(console, "reading samples") as counter:
-            summary = convert(
-                options.source,
-                options.out,
-                split=options.split,
-                max_samples=options.max,
-                with_position=options.with_position,
-                strict=options.strict,
-                progress=counter,
-            )
-    except (TranceError, FileNotFoundError, FileExistsError) as error:
-        raise ConfigError(f"data trance: {error}") from error
+    with mendable("data trance", TranceError), counting(console, "reading samples") as counter:
+        summary = convert(
+            options.source,
+            options.out,
+            split=options.split,
+            max_samples=options.max,
+            with_position=options.with_position,
+            strict=options.strict,
+            progress=counter,
+        )
     for line in describe(summary):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        say(console, line)
 
 
 def run_check(options: argparse.Namespace) -> None:
@@ -138,13 +132,10 @@ def run_check(options: argparse.Namespace) -> None:
     from tvr.check import check, describe
 
     console = Console()
-    try:
-        with counting(console, "checking pairs") as counter:
-            report = check(options.folder, counter)
-    except FileNotFoundError as error:
-        raise ConfigError(f"data check: {error}") from error
+    with mendable("data check"), counting(console, "checking pairs") as counter:
+        report = check(options.folder, counter)
     for line in describe(report):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        say(console, line)
     if report.problems:
         sys.exit(1)
 
@@ -152,8 +143,6 @@ def run_check(options: argparse.Namespace) -> None:
 def run_show(options: argparse.Namespace) -> None:
     from tvr.show import write_page
 
-    try:
+    with mendable("data show", ValueError):
         shown = write_page(options.folder, options.out, split=options.split, max_pairs=options.max)
-    except (FileNotFoundError, ValueError) as error:
-        raise ConfigError(f"data show: {error}") from error
-    Console().print(f"wrote {shown} pairs to {options.out}; open it in a browser", highlight=False)
+    say(Console(), f"wrote {shown} pairs to {options.out}; open it in a browser")

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from orchestrator.arguments import add_command, to_count
+from orchestrator.arguments import add_command, say, to_count
 from orchestrator.config import ConfigError
 
 
@@ -66,4 +66,4 @@ def run_study_command(options: argparse.Namespace) -> None:
         except CellFailed as error:
             print(f"star-r1: {error}", file=sys.stderr)  # noqa: T201
             sys.exit(1)
-    console.print(f"wrote {directory.results} and {directory.page}", highlight=False, soft_wrap=True)
+    say(console, f"wrote {directory.results} and {directory.page}")

@@ -80,8 +80,11 @@ def write_page(folder: Path, out: Path, *, split: str | None = None, max_pairs: 
 
     The bars count every pair. The groups of pairs (setting and view) share *max_pairs* evenly, and so do the splits
     within a group; of each the first pairs are shown. An old page is replaced, whole or not at all. Raises
-    FileNotFoundError without a data set, ValueError for a split that is not there or a row that cannot be read.
+    FileNotFoundError without a data set, IsADirectoryError for a page that is a folder, ValueError for a split that is
+    not there or a row that cannot be read.
     """
+    if out.is_dir():
+        raise IsADirectoryError(f"{out} is a folder; name the page, for example {out / 'pairs.html'}")
     if max_pairs < 1:
         raise ValueError(f"max_pairs is {max_pairs}; a page shows at least 1 pair")
     splits = _open_splits(folder, split)
