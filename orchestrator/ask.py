@@ -2,7 +2,8 @@
 
 A line of the file is `{"id": ..., "reply": ..., "num_tokens": ...}`, in the order of arrival; the number is left out
 where nobody counted. Always: a reply is on disk as soon as it came, no prompt is asked twice, and the replies of two
-models, data sets or settings never stand in one file: `<file>.asked.json` beside it says whose they are.
+policies, data sets or settings never stand in one file: `<file>.asked.json` beside it says whose they are. A policy in
+a folder is known by its files, since a run that goes on writes its next one into the same folder.
 """
 
 import asyncio
@@ -17,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+import xxhash
 from openai import APIError, AsyncOpenAI
 from openai.types.chat import ChatCompletion
 
@@ -35,6 +37,8 @@ ENDPOINT_PROMPTS = 16
 # Room for a prompt beside the answer. To a Qwen2.5-VL, two pictures of 640x480 are about 800 tokens.
 PROMPT_TOKENS = 2048
 CPU_KV_CACHE_MIB = 256
+POLICY_FILES = (".safetensors", ".bin", ".pt", ".json", ".jinja", ".model", "merges.txt", "vocab.txt")
+"""How the names of the files end that make a policy: weights, config, tokenizer, processor."""
 PICTURE_TYPES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
 
 
@@ -53,24 +57,66 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Asked:
-    """Who is asked, and what: replies of one file agree in all of it. Build it with `describe`."""
+    """Who is asked, and what: replies of one file agree in all that is `told_apart`. Build it with `describe`."""
 
     model: str  # a folder, or a name that the endpoint knows
     endpoint: str | None
+    policy: str | None  # XXH3 of the folder's files; None of an endpoint, which must be believed
     data: str
     split: str
     max_answer_tokens: int
 
+    @property
+    def told_apart(self) -> dict[str, Any]:
+        """By what two are told apart: a folder by what is in it, wherever it lies."""
+        return {key: value for key, value in asdict(self).items() if key != "model" or self.policy is None}
+
 
 def describe(model: str, endpoint: str | None, data: Path, split: str, max_answer_tokens: int) -> Asked:
-    """*data* is known by its recipe, or by its path where it has none. Raises ConfigError if there is no such model."""
+    """*data* is known by its recipe, or by its path where it has none. Raises ConfigError if there is no such model.
+
+    Reads a model folder through, which takes as long as its disk does.
+    """
+    policy = None
     if endpoint is None:
         if not (Path(model) / "config.json").exists():
             raise ConfigError(f"--model {model}: has no config.json; give a model folder, or also an --endpoint")
         model = str(Path(model).resolve())
+        try:
+            policy = policy_digest(Path(model))
+        except OSError as error:
+            raise ConfigError(
+                f"--model {error.filename}: cannot be read ({error.strerror}); mend the folder"
+            ) from error
     recipe = data / RECIPE
     known_as = f"recipe {hashlib.sha256(recipe.read_bytes()).hexdigest()[:12]}" if recipe.exists() else data.resolve()
-    return Asked(model=model, endpoint=endpoint, data=str(known_as), split=split, max_answer_tokens=max_answer_tokens)
+    return Asked(
+        model=model,
+        endpoint=endpoint,
+        policy=policy,
+        data=str(known_as),
+        split=split,
+        max_answer_tokens=max_answer_tokens,
+    )
+
+
+def policy_digest(folder: Path) -> str:
+    """Of the files that make the policy, by name. They are read in pieces: weights may be larger than the memory."""
+    digest = xxhash.xxh3_64()
+    for path in sorted(folder.iterdir()):
+        if path.name.endswith(POLICY_FILES) and path.is_file():
+            with path.open("rb") as file:
+                content = hashlib.file_digest(file, xxhash.xxh3_64)
+            digest.update(f"{path.name} {content.hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def default_replies(asked: Asked, data: Path) -> Path:
+    """A file of its own for each `Asked`, named after the run directory whose `model/` it is, or after the model."""
+    folder = Path(asked.model)
+    name = folder.parent.name if asked.policy and folder.name == "model" else folder.name
+    digest = xxhash.xxh3_64_hexdigest(json.dumps(asked.told_apart).encode())[:8]
+    return Path("output") / "eval" / f"{name}-{data.resolve().name}-{asked.split}-{digest}.jsonl"
 
 
 async def ask_model(asked: Asked, prompts: Sequence[Prompt], out: Path, progress: Progress) -> None:
@@ -96,18 +142,37 @@ def open_asker(asked: Asked) -> AbstractAsyncContextManager[Ask]:
 def claim(out: Path, asked: Asked) -> None:
     """Write beside *out* whose replies it holds. Raises ConfigError if it holds replies of another `Asked`."""
     beside = out.with_name(out.name + ".asked.json")
-    now = asdict(asked)
+    try:
+        if out.is_dir():
+            raise ConfigError(f"{out}: is a folder; name another --replies file")
+        if out.exists():
+            _check_same(out, beside, asked)
+        else:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            beside.write_text(json.dumps(asdict(asked), indent=2) + "\n")
+    except OSError as error:
+        raise ConfigError(f"{error.filename}: {error.strerror}; name another --replies file") from error
+
+
+def _check_same(out: Path, beside: Path, asked: Asked) -> None:
     remedy = "name another --replies file, or remove this one"
-    if out.exists():
-        if not beside.exists():
-            raise ConfigError(f"{out}: holds replies, and no {beside.name} says whose they are; {remedy}")
-        found = json.loads(beside.read_text())
-        changed = [f"{key} = {found.get(key)!r}, not {now[key]!r}" for key in now if found.get(key) != now[key]]
-        if changed:
-            raise ConfigError(f"{out}: holds replies for {', '.join(changed)}; {remedy}")
-        return
-    out.parent.mkdir(parents=True, exist_ok=True)
-    beside.write_text(json.dumps(now, indent=2) + "\n")
+    if not beside.exists():
+        raise ConfigError(f"{out}: holds replies, and no {beside.name} says whose they are; {remedy}")
+    try:
+        found = dict(json.loads(beside.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{out}: holds replies, and {beside.name} is damaged ({error}); {remedy}") from error
+    now = asked.told_apart
+    changed = [key for key in now if found.get(key) != now[key]]
+    if changed == ["policy"]:
+        before = found.get("policy") or "not noted"
+        raise ConfigError(
+            f"{out}: holds replies of another policy than {asked.model} has now (digest of its files: {before} then, "
+            f"{asked.policy} now); {remedy}"
+        )
+    if changed:
+        said = ", ".join(f"{key} = {found.get(key)!r}, not {now[key]!r}" for key in changed)
+        raise ConfigError(f"{out}: holds replies for {said}; {remedy}")
 
 
 def resume(out: Path, known: Collection[str]) -> set[str]:
@@ -174,7 +239,10 @@ async def engine_asker(model: str, max_answer_tokens: int) -> AsyncIterator[Ask]
     worker = RolloutWorker(_engine_config(model, max_answer_tokens), model, "eval")
 
     async def ask(prompt: Prompt) -> Reply:
-        sample = await worker.answer(prompt)
+        try:
+            sample = await worker.answer(prompt)
+        except ValueError as error:  # the prompt cannot be asked, and it says which and why
+            raise ConfigError(str(error)) from error
         return Reply(text=sample.text, num_tokens=len(sample.trace.token_ids))
 
     with cancelled_by_sigterm():
@@ -258,7 +326,13 @@ def _engine_config(model: str, max_answer_tokens: int) -> RolloutConfig:
     """Exact arithmetic on a CPU, bfloat16 on a GPU. Not yet run on a GPU."""
     from transformers import AutoConfig
 
-    positions = AutoConfig.from_pretrained(model).get_text_config().max_position_embeddings
+    try:
+        positions = AutoConfig.from_pretrained(model).get_text_config().max_position_embeddings
+    except Exception as error:  # transformers raises nearly anything for what it cannot read
+        cause = str(error).partition("\n")[0]
+        raise ConfigError(
+            f"--model {model}: its config.json cannot be used ({cause}); mend the model folder"
+        ) from error
     if max_answer_tokens >= positions:
         raise ConfigError(
             f"--max-answer-tokens {max_answer_tokens}: {model} has room for {positions}, prompt included; lower it"

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from orchestrator.arguments import add_command, to_count
+from orchestrator.arguments import add_command, say, to_count
 from orchestrator.config import ConfigError, first_of
 
 RULES = "star, naive, an ablation (no_object_tier, ...) or package.module:function (%(default)s)"
@@ -47,7 +47,7 @@ def add_score_commands(commands: Any) -> None:
         "--replies",
         type=Path,
         metavar="FILE.jsonl",
-        help="where to keep the replies (output/eval/MODEL-DATA-SPLIT.jsonl)",
+        help="where to keep the replies (output/eval/RUN-DATA-SPLIT-DIGEST.jsonl, of its own for each policy)",
     )
     evaluate.add_argument("--max-answer-tokens", type=to_count, default=512, metavar="N", help="default: %(default)s")
     _add_table_arguments(evaluate)
@@ -65,19 +65,21 @@ def run_score(options: argparse.Namespace) -> None:
 
 
 def run_eval(options: argparse.Namespace) -> None:
-    from orchestrator.ask import ask_model, describe
+    from orchestrator.ask import ask_model, default_replies, describe
     from orchestrator.display import counting
+    from orchestrator.score import reward_config
+    from reward_service.rules import load_rule
     from tvr.dataset import load
 
     try:
+        load_rule(reward_config(options.rule))  # a wrong one is said before anything is asked
         prompts = load(options.data, options.split)
     except (FileNotFoundError, ValueError) as error:
         raise ConfigError(str(error)) from error
     asked = describe(options.model, options.endpoint, options.data, options.split, options.max_answer_tokens)
-    name = f"{Path(options.model).name}-{options.data.resolve().name}-{options.split}.jsonl"
-    replies = options.replies or Path("output") / "eval" / name
+    replies = options.replies or default_replies(asked, options.data)
     console = Console()
-    console.print(f"replies go to {replies}", highlight=False, soft_wrap=True)
+    say(console, f"replies go to {replies}")
     try:
         with counting(console, "asking") as counter:
             asyncio.run(ask_model(asked, prompts, replies, counter))
@@ -97,4 +99,4 @@ def _score(options: argparse.Namespace, replies: Path) -> None:
     print_report(report, console)
     if options.json:
         write_json(report, options.json)
-        console.print(f"wrote {options.json}", highlight=False)
+        say(console, f"wrote {options.json}")

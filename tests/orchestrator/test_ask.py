@@ -5,8 +5,10 @@ import base64
 import io
 import json
 import os
+import re
+import shutil
 import signal
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from orchestrator.ask import (
     ask_all,
     ask_model,
     claim,
+    default_replies,
     describe,
     endpoint_asker,
     engine_asker,
@@ -34,7 +37,10 @@ from tvr.rendered import make
 
 TINY = "deploy/models/tiny"
 PROMPTS = [make_prompt(f"{number}/basic/center") for number in range(4)]
-ASKED = Asked(model="m", endpoint="http://127.0.0.1:1/v1", data="recipe 1", split="test", max_answer_tokens=64)
+ASKED = Asked(
+    model="m", endpoint="http://127.0.0.1:1/v1", policy=None, data="recipe 1", split="test", max_answer_tokens=64
+)
+HERE = replace(ASKED, model="/runs/a/model", endpoint=None, policy="12ab")
 
 
 class FakeModel:
@@ -177,6 +183,115 @@ def test_replies_of_other_arguments_are_not_gone_on_with(tmp_path, key, value):
         claim(out, replace(ASKED, **{key: value}))
     out.unlink()
     claim(out, replace(ASKED, **{key: value}))  # nothing is left that could be mixed
+
+
+def answered(out: Path, asked: Asked) -> None:
+    claim(out, asked)
+    out.write_text(line("0/basic/center"))
+
+
+def test_replies_of_an_earlier_policy_in_the_same_folder_are_not_gone_on_with(tmp_path):
+    out = tmp_path / "replies.jsonl"
+    answered(out, HERE)
+    with pytest.raises(ConfigError, match=r"another policy than /runs/a/model has now .*: 12ab then, 34cd now\); name"):
+        claim(out, replace(HERE, policy="34cd"))
+    claim(out, replace(HERE, model="/moved/model"))  # the same policy, in another place
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        (
+            {key: value for key, value in asdict(HERE).items() if key != "policy"},
+            r"\(digest of its files: not noted then",
+        ),
+        ("{", r"replies\.jsonl\.asked\.json is damaged"),
+        ("7", r"replies\.jsonl\.asked\.json is damaged"),
+    ],
+    ids=["of an earlier version", "no JSON", "no object"],
+)
+def test_replies_that_do_not_say_of_which_weights_are_not_gone_on_with(tmp_path, asked, says):
+    out = tmp_path / "replies.jsonl"
+    answered(out, HERE)
+    (tmp_path / "replies.jsonl.asked.json").write_text(asked if isinstance(asked, str) else json.dumps(asked))
+    with pytest.raises(ConfigError, match=f"{says}.*; name another --replies file, or remove this one"):
+        claim(out, HERE)
+
+
+@pytest.fixture
+def model(tmp_path) -> Path:
+    """A folder with the names of one; nothing here loads it."""
+    folder = tmp_path / "output" / "try" / "model"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "tokenizer.json").write_text("{}")
+    for part in (1, 2):
+        (folder / f"model-{part}.safetensors").write_bytes(bytes([part]) * 3_000_000)
+    return folder
+
+
+def describe_folder(model: Path) -> Asked:
+    return describe(str(model), None, model.parent, "test", 64)
+
+
+def test_a_policy_is_known_by_its_files_wherever_they_lie(model, tmp_path):
+    first = describe_folder(model)
+    assert describe_folder(model) == first
+    shutil.copytree(model, tmp_path / "copy")
+    (tmp_path / "copy" / "curve.png").write_bytes(b"beside the policy")
+    assert describe_folder(tmp_path / "copy").policy == first.policy
+    weights = model / "model-2.safetensors"
+    changed = bytearray(weights.read_bytes())
+    changed[-1] ^= 1
+    os.utime(weights, (0, 0))
+    weights.write_bytes(changed)
+    assert describe_folder(model).policy != first.policy
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "merges.txt", "chat_template.jinja", "model.bin"])
+def test_another_tokenizer_or_template_is_another_policy(name, model):
+    before = describe_folder(model).policy
+    (model / name).write_text('{"other": 1}')
+    assert describe_folder(model).policy != before
+
+
+def test_the_same_content_under_another_name_is_another_policy(model):
+    before = describe_folder(model).policy
+    (model / "tokenizer.json").rename(model / "tokenizer_config.json")
+    assert describe_folder(model).policy != before
+
+
+def test_the_policy_of_an_endpoint_is_not_known(tmp_path):
+    assert describe("org/name", "http://127.0.0.1:1/v1", tmp_path, "test", 64).policy is None
+
+
+def test_no_two_runs_share_a_replies_file_by_default(model, tmp_path):
+    other = shutil.copytree(model, tmp_path / "elsewhere" / "try" / "model")
+    (other / "model-1.safetensors").write_bytes(b"other weights")
+    data = Path("data/tiny")
+    names = [default_replies(describe_folder(folder), data).name for folder in (model, other)]
+    assert len(set(names)) == 2
+    assert all(re.fullmatch(r"try-tiny-test-[0-9a-f]{8}\.jsonl", name) for name in names)
+    assert default_replies(describe_folder(model), data).name == names[0]
+    served = [default_replies(replace(ASKED, endpoint=url), data) for url in ("http://a/v1", "http://b/v1")]
+    assert served[0] != served[1]
+    assert served[0].name.startswith("m-tiny-test-")
+    assert default_replies(replace(HERE, model="/models/tiny"), data).name.startswith("tiny-tiny-test-")
+
+
+@pytest.mark.parametrize(
+    ("name", "cause"),
+    [
+        ("folder", "folder: is a folder"),
+        ("file/replies.jsonl", "file: File exists"),
+        ("/proc/replies.jsonl", r"/proc/replies\.jsonl\.asked\.json: No such file or directory"),
+    ],
+)
+def test_a_place_where_no_replies_can_lie_is_said_at_once(tmp_path, name, cause):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=f"{cause}; name another --replies file"):
+        claim(tmp_path / name, HERE)
 
 
 def test_replies_of_unknown_origin_are_not_gone_on_with(tmp_path):
@@ -340,6 +455,15 @@ async def test_a_model_folder_answers_the_same_twice_and_leaves_nothing_in_share
     assert first == again
     assert set(first) == {prompt.id for prompt in prompts}
     assert all(isinstance(parse(row["reply"]), Answer) and 5 < row["num_tokens"] < 128 for row in first.values())
+
+
+@pytest.mark.parametrize("config", ["", "no JSON", "[]", "{}", '{"model_type": "none_such"}', '{"model_type": 3}'])
+async def test_a_model_whose_config_cannot_be_used_is_refused(tmp_path, config):
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(ConfigError, match=r"its config\.json cannot be used .*; mend the model folder") as raised:
+        async with engine_asker(str(tmp_path), 64):
+            pass
+    assert "\n" not in str(raised.value)
 
 
 async def test_an_answer_longer_than_the_model_can_write_is_refused():
