@@ -17,7 +17,6 @@ import safetensors.torch
 import torch
 from transformers import AutoModelForImageTextToText
 
-from rollout.shm import PREFIX, shm_folder
 from tests.orchestrator.small_runs import SFT, TINY, command
 from tvr.dataset import load
 
@@ -111,9 +110,8 @@ def test_a_run_that_is_asked_to_stop_keeps_its_steps_and_says_how_to_go_on(
     whole: Path, data: Path, tmp_path: Path, kind: str, signum: signal.Signals
 ):
     out, run_file = tmp_path / "run", {"train": TINY, "sft": SFT}[kind]
-    settings = [*SYNCHRONOUS, f"data.path={data}", "loop.steps=7", "checkpoint.every_steps=100"]
-    running = command(kind, run_file, out, settings)
-    before = set(shm_folder().glob(f"{PREFIX}*"))
+    settings = [*SYNCHRONOUS, f"data.path={data}", "checkpoint.every_steps=100"]
+    running = command(kind, run_file, out, [*settings, "loop.steps=400"])
     process = subprocess.Popen(running, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while len(steps(out)) < 3:
         assert process.poll() is None, process.communicate()
@@ -129,13 +127,13 @@ def test_a_run_that_is_asked_to_stop_keeps_its_steps_and_says_how_to_go_on(
     )
     assert "Traceback" not in error
     assert os.listdir(out / "checkpoints") == [f"step-{made:06.0f}"]
-    assert set(shm_folder().glob(f"{PREFIX}*")) <= before
     assert not psutil.wait_procs(family, timeout=30)[1]  # those that live on
 
-    said = run(kind, run_file, out, settings, "--resume")
-    assert steps(out) == [1, 2, 3, 4, 5, 6, 7]
+    run(kind, run_file, out, [*settings, f"loop.steps={made + 1:.0f}"], "--resume")
+    assert steps(out) == list(range(1, int(made) + 2))
     if kind == "train":
-        assert numbers(out) == numbers(whole)
+        common = min(len(steps(out)), len(steps(whole)))
+        assert numbers(out)[:common] == numbers(whole)[:common]
 
 
 def test_a_supervised_run_leaves_what_a_run_leaves(data: Path, tmp_path: Path):

@@ -33,7 +33,7 @@ def test_a_study_of_two_arms_goes_from_pictures_to_a_page(tmp_path):
     command = [sys.executable, "-m", "orchestrator.cli", "study", str(path)]
     ended = subprocess.run(command, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert "cell 3 of 3, star-sft-seed1: step 0 of 2" in ended.stdout
+    assert "star-sft-seed1: step 0 of 2, 0:00:00; 2 of 3 cells complete" in ended.stdout
 
     result = StudyResult.model_validate_json((out / "study.json").read_text())
     assert (result.cells_done, result.cells_total) == (3, 3)
