@@ -9,7 +9,6 @@ end `model/`, a plain Hugging Face folder. `.lock` is locked by the driver of th
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
 import tomllib
 from collections.abc import Iterator
@@ -24,7 +23,7 @@ from learner.actor import CHECKPOINTS
 from learner.checkpoint import Checkpoint, Torn, find_newest
 from orchestrator.config import ConfigError, RunConfig
 from orchestrator.evaluate import Evaluation
-from orchestrator.folder_lock import lock
+from orchestrator.folders import lock, write_whole
 from orchestrator.metrics import read_rows, write_rows
 from tvr.dataset import RECIPE, SPLITS
 from tvr.metrics import MetricsReport
@@ -106,8 +105,8 @@ class RunDirectory:
         now, path = _dump(config), self.path / "config.toml"
         if path.exists() and path.read_text() != now:
             shutil.copy(path, self.path / f"config-{self.version:06d}.toml")
-        _write_whole(self.path / "run.json", json.dumps({"kind": kind, "data": identify(data)}, indent=2) + "\n")
-        _write_whole(path, now)
+        write_whole(self.path / "run.json", json.dumps({"kind": kind, "data": identify(data)}, indent=2) + "\n")
+        write_whole(path, now)
         if self.metrics.exists():
             write_rows(self.metrics, [row for row in read_rows(self.metrics) if row["step"] <= self.version])
 
@@ -145,7 +144,7 @@ class RunDirectory:
                 "triplets": found.triplets,
             }
         }
-        _write_whole(self.path / "evaluation.json", json.dumps(content, indent=2) + "\n")
+        write_whole(self.path / "evaluation.json", json.dumps(content, indent=2) + "\n")
 
     def replies(self, name: str) -> dict[str, str]:
         """The replies of evaluation *name*, by id of the prompt; none where it was not made here."""
@@ -258,10 +257,3 @@ def _changes(key: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
             yield from _changes(f"{key}.{name}".lstrip("."), old.get(name), new.get(name))
     elif old != new:
         yield key, old, new
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Replace the file at once."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text)
-    os.replace(part, path)

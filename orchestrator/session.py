@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from orchestrator.arguments import say
 from orchestrator.cluster import connected, start_roles
 from orchestrator.config import ConfigError, RunConfig
 from orchestrator.display import counting, live_note, step_line
@@ -95,7 +96,7 @@ async def started(config: RunConfig, out: Path, kind: Kind, console: Console, re
             *([f"going on from {directory.checkpoint.path}"] if directory.checkpoint else []),
             *directory.changed,
         ):
-            console.print(line, highlight=False, soft_wrap=True, markup=False)
+            say(console, line)
         _check_rule(config)
         data, training, held_out = _prompts(config, console)
         directory.check_data(data)
@@ -129,7 +130,7 @@ async def started(config: RunConfig, out: Path, kind: Kind, console: Console, re
                 await _stop_after_failure(rollouts)
                 raise
             await rollouts.stop()
-    console.print(f"run directory: {out}", highlight=False, soft_wrap=True, markup=False)
+    say(console, f"run directory: {out}")
 
 
 async def _stop_after_failure(rollouts: RayRollouts) -> None:

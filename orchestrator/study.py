@@ -19,9 +19,10 @@ from pathlib import Path
 import tomli_w
 
 from learner.actor import CHECKPOINTS
+from orchestrator.folders import write_whole
 from orchestrator.run_directory import RunDirectory
 from orchestrator.study_config import Cell, StudyConfig, answers_per_step, cell_config, cells
-from orchestrator.study_directory import BASE, CellFiles, StudyDirectory, resolved, write_whole
+from orchestrator.study_directory import BASE, CellFiles, StudyDirectory, resolved
 from orchestrator.study_process import RunCommand, describe_commit, last_lines
 from orchestrator.study_progress import StudyState, time_left
 from orchestrator.study_results import ArmResult, CellResult, StudyResult, read_cell, summarise_cells

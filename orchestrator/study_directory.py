@@ -7,7 +7,6 @@ It holds `study.toml` (resolved), `base.json` (checksums of the base policy), `s
 
 import hashlib
 import json
-import os
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from typing import Any
 import tomli_w
 
 from orchestrator.config import ConfigError
-from orchestrator.folder_lock import lock
+from orchestrator.folders import lock, write_whole
 from orchestrator.study_config import StudyConfig
 
 BASE = "base"
@@ -114,13 +113,6 @@ def resolved(study: StudyConfig) -> dict[str, Any]:
     """The study as a file would have it, every key given."""
     per_arm = {"reward_service": {"rule"}, "learner": {"imitation"}}
     return study.model_dump(mode="json", exclude_none=True, exclude=per_arm)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Replace the file at once."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
 
 
 def _by_name(content: dict[str, Any]) -> dict[str, Any]:

@@ -8,9 +8,9 @@ from typing import Any
 import jinja2
 import tomli_w
 
+from orchestrator.folders import write_whole
 from orchestrator.study_aims import MET, NOT_MET, SOURCE, UNKNOWN, PaperRow, in_points, judge_aims, paper_row
 from orchestrator.study_charts import behaviour_chart, tacc_chart, validation_chart
-from orchestrator.study_directory import write_whole
 from orchestrator.study_results import CHANGED_VIEW, HALF_GAIN, SAME_VIEW, ArmResult, MeanError, StudyResult
 from orchestrator.study_template import PAGE, STYLE
 from tvr.metrics import METRICS

@@ -51,11 +51,9 @@ async def run_training(config: RunConfig, out: Path, console: Console, resume: b
             try:
                 await train(run)
             except asyncio.CancelledError:
-                load = await session.scorer.load()
                 for step in run.unseen:  # and served by nobody
                     times = StepTimes(wait_s=step.wait_s, learn_s=step.learn_s, publish_s=0.0, pause_s=0.0)
-                    terms.update(terms_of(step.groups))
-                    recorder.record(step_row(step.report, step.groups, times, load, terms, *recorder.times()))
+                    await after_step(step.report, step.groups, times)
                 await session.keep(run.unseen[-1].report.version if run.unseen else run.served)
                 raise
         await session.finish(run.served)

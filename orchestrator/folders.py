@@ -1,6 +1,7 @@
-"""One owner at a time for a folder: the kernel releases a lock however its process ends."""
+"""What a folder of a run or a study needs: one owner at a time, and files that are replaced whole."""
 
 import fcntl
+import os
 import time
 from pathlib import Path
 from typing import TextIO
@@ -9,7 +10,7 @@ ASK_EVERY_S = 0.2
 
 
 def lock(path: Path, wait_s: float) -> TextIO:
-    """The file at *path*, made if it is missing and locked until it is closed.
+    """The file at *path*, made if it is missing and locked until it is closed, or its process ends in any way.
 
     Raises BlockingIOError if another process has it for *wait_s* seconds from now.
     """
@@ -24,3 +25,10 @@ def lock(path: Path, wait_s: float) -> TextIO:
                 file.close()
                 raise
             time.sleep(ASK_EVERY_S)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replace the file at once."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
