@@ -125,7 +125,11 @@ class LearnerRank:
             if self._rank == 0:
                 save_refused(folder, groups, examined, self._config, self._job)
             said = f"step {self._version + 1}: {error}. {explain(examined)}"
-            raise NonFiniteStep(f"{said}; saved in {folder}, star-r1 replay shows it again") from error
+            raise NonFiniteStep(
+                f"{said}; saved in {folder}, star-r1 replay shows it again. To go on behind it, begin another run from "
+                f"its policy, --set model={folder}/model, with another seed or with a mask, for example --set "
+                "learner.loss.sequence_mask_high=10"
+            ) from error
         allowed = self._job.max_answer_tokens - self._config.loss.overlong_buffer_tokens
         lengths = np.array([len(sample.trace.token_ids) for group in samples for sample in group.samples])
         shares = {

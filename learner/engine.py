@@ -16,11 +16,12 @@ from typing import Any
 import torch
 
 from learner import zero_state
+from learner.adapters import without_adapters
 from learner.batch import Batch, answer_logprobs
 from learner.checkpoint import Checkpoint
 from learner.config import LearnerConfig, LearnerJob, learning_rate
-from learner.loss import TokenLoss, spoil_if_not_finite
-from learner.policy import DTYPES, load_model, load_policy, published, without_adapters
+from learner.loss import FARTHEST, TokenLoss, spoil_if_not_finite
+from learner.policy import DTYPES, load_model, load_policy, published
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +124,10 @@ class Engine:
         is_applied = self._apply()
         grad_norm = self._grad_norm()
         if not is_applied or not math.isfinite(grad_norm):
-            raise NonFiniteStep(f"the loss is {by_name['loss']}, the gradient's norm {grad_norm}; nothing was updated")
+            raise NonFiniteStep(
+                f"the loss is {by_name['loss']}, the gradient's norm {grad_norm}, the largest log-ratio of learner to "
+                f"sampler {float(largest):.3g} (at most {FARTHEST:g}); nothing was updated"
+            )
         return Update(sums=by_name, max_abs_log_ratio=float(largest), grad_norm=grad_norm, learning_rate=rate)
 
     @torch.no_grad()

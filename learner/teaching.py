@@ -51,13 +51,14 @@ def teach(
 
     `loss_of(step)` must depend on the step alone. What *measure* says goes to `curve.jsonl` in *out* every
     `MEASURE_EVERY` steps, with the checkpoint `<name>.pt`. Raises FloatingPointError on a gradient that is not finite,
-    before the update.
+    before the update, and ValueError if the checkpoint was taught with another *config*.
     """
     checkpoint = out / f"{name}.pt"
     optimizers = make_optimizers(module, config)
     done, spent = 0, 0.0
     if checkpoint.exists():
         saved: dict[str, Any] = torch.load(checkpoint, weights_only=True)
+        _check_same(checkpoint, saved["config"], config)
         module.load_state_dict(saved["module"])
         for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
             optimizer.load_state_dict(state)
@@ -76,8 +77,29 @@ def teach(
             logger.info("%s", row)
             states = [optimizer.state_dict() for optimizer in optimizers]
             part = checkpoint.with_suffix(".part")
-            torch.save({"module": module.state_dict(), "optimizers": states, "step": done, "seconds": spent}, part)
+            torch.save(
+                {
+                    "config": config.model_dump(mode="json"),
+                    "module": module.state_dict(),
+                    "optimizers": states,
+                    "step": done,
+                    "seconds": spent,
+                },
+                part,
+            )
             os.replace(part, checkpoint)
+
+
+def _check_same(checkpoint: Path, taught: dict[str, Any], config: StretchConfig) -> None:
+    now = config.model_dump(mode="json")
+    changes = [
+        f"{key} = {taught.get(key)!r}, now {now.get(key)!r}" for key in now | taught if taught.get(key) != now.get(key)
+    ]
+    if changes:
+        raise ValueError(
+            f"{checkpoint}: was taught with {'; '.join(changes)}; remove it and those of later phases to teach them "
+            "anew, or give another out"
+        )
 
 
 def make_optimizers(module: nn.Module, config: StretchConfig) -> list[torch.optim.Optimizer]:

@@ -12,10 +12,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from rich.console import Console
 
 from orchestrator.arguments import add_command, mendable, say, to_seed, with_epilog
-from orchestrator.config import ConfigError, first_of, load_run_config
+from orchestrator.config import ConfigError, explain, first_of, load_run_config
 from orchestrator.data_commands import add_data_commands
 from orchestrator.display import counting
 from orchestrator.score_commands import add_score_commands
@@ -168,12 +169,14 @@ def run_tiny_policy(options: argparse.Namespace) -> None:
 
 
 def run_pretrain(options: argparse.Namespace) -> None:
-    from learner.pretrain import load_pretrain_config, pretrain
+    from learner.pretrain import PretrainConfig, load_pretrain_config, pretrain
 
     try:
         config = load_pretrain_config(options.run_file)
+    except ValidationError as error:
+        raise ConfigError(explain(PretrainConfig, options.run_file, error)) from error
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{options.run_file}: {error}") from error
+        raise ConfigError(f"{options.run_file}: cannot be read ({error}); give the path of a run file") from error
     console = Console()
     try:
         folder = pretrain(config, partial(counting, console))

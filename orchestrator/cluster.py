@@ -9,8 +9,10 @@ import math
 import os
 import secrets
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from reward_service.actor import RewardWorker
 
 logger = logging.getLogger(__name__)
 
+PACKAGES = ("tvr", "rollout", "learner", "reward_service", "orchestrator")
 REWARD_CPUS = 0.1
 ADDRESS_TIMEOUT_S = 10.0
 MANY_CALLS = 10_000
@@ -38,8 +41,9 @@ ENV = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "VLLM_NO_USAGE_
 def connected(config: RunConfig) -> Iterator[None]:
     """A cluster for the run: the one of RAY_ADDRESS, or a local one with a logical CPU for every worker.
 
-    Raises ConfigError if there is no cluster at RAY_ADDRESS.
+    Raises ConfigError if there is no cluster at RAY_ADDRESS, or if workers would not run the code that runs here.
     """
+    _check_same_code()
     if address := os.environ.get("RAY_ADDRESS"):
         _check_address(address)
         ray.init(log_to_driver=False)
@@ -57,6 +61,18 @@ def connected(config: RunConfig) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_same_code() -> None:
+    """Ray's workers look for modules in the directory that the run was started in before they look elsewhere."""
+    here = str(Path.cwd())
+    for package in PACKAGES:
+        there, ours = PathFinder.find_spec(package, [here]), sys.modules[package].__spec__
+        if there is not None and ours is not None and there.origin not in (None, ours.origin):
+            raise ConfigError(
+                f"{there.origin}: workers would import this, and the command runs {ours.origin}; start it in another "
+                "directory, or install the package that is here (pip install -e .)"
+            )
 
 
 def _lock_out_others() -> None:

@@ -145,7 +145,7 @@ def load_config(kind: type[Config], path: Path, overrides: Iterable[str] = ()) -
         content = tomllib.loads(path.read_text())
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); give the path of a run file") from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: is not TOML: {error}") from error
     settings = [_parse_override(override) for override in overrides]
     _change_algorithm(path, content, settings)
@@ -154,7 +154,7 @@ def load_config(kind: type[Config], path: Path, overrides: Iterable[str] = ()) -
     try:
         config = kind.model_validate(content)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(kind, path, item) for item in error.errors())) from error
+        raise ConfigError(explain(kind, path, error)) from error
     if not (config.model / "config.json").exists():
         raise ConfigError(f"{path}: model = {str(config.model)!r}: has no config.json; give the path of a model folder")
     return config
@@ -211,6 +211,11 @@ def _change_algorithm(path: Path, content: dict[str, Any], settings: Sequence[_S
                 for key, (old, new) in contradictions.items()
             )
         )
+
+
+def explain(kind: type[BaseModel], path: Path, error: ValidationError) -> str:
+    """What is wrong in the file at *path*, which should be a *kind*, a line for each mistake."""
+    return "\n".join(_explain(kind, path, item) for item in error.errors())
 
 
 def _explain(kind: type[BaseModel], path: Path, item: Any) -> str:

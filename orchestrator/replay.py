@@ -18,6 +18,10 @@ def replay(folder: Path, console: Console) -> None:
         groups, config, job = load_refused(folder)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    if not (folder / "model" / "config.json").exists():
+        raise ConfigError(
+            f"{folder}: the policy is missing, its folder model/; give a folder as `train` left it in refused/"
+        )
     from learner.actor import LearnerRank  # here, so that a wrong folder is said at once
 
     learner = LearnerRank(config, job, rank=0, world_size=1)

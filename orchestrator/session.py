@@ -10,12 +10,14 @@ from pathlib import Path
 
 from rich.console import Console
 
+from learner.encode import PairEncoder
 from orchestrator.arguments import say
 from orchestrator.cluster import connected, start_roles
 from orchestrator.config import ConfigError, RunConfig
 from orchestrator.display import counting, live_note, step_line
 from orchestrator.evaluate import CONCURRENT_PROMPTS, evaluate
 from orchestrator.metrics import MetricsFile
+from orchestrator.prompt_room import check_room, largest_prompt
 from orchestrator.publish import make_publisher
 from orchestrator.ray_roles import RayLearner, RayMetrics, RayRollouts
 from orchestrator.ray_scoring import RayScorer
@@ -100,6 +102,7 @@ async def started(config: RunConfig, out: Path, kind: Kind, console: Console, re
         _check_rule(config)
         data, training, held_out = _prompts(config, console)
         directory.check_data(data)
+        _check_longest(config, data)
         prompts = PromptOrder(training, config.seed)
         prompts.seek(directory.version * config.loop.groups_per_step)
         with connected(config), cancelled_by_sigterm():  # Ray has a handler of its own, which would abort
@@ -146,6 +149,16 @@ def _check_rule(config: RunConfig) -> None:
         load_rule(config.reward_service)
     except ValueError as error:
         raise ConfigError(f"reward_service.rule: {error}") from error
+
+
+def _check_longest(config: RunConfig, data: Path) -> None:
+    try:
+        encoder = PairEncoder(config.model)
+    except (OSError, ValueError) as error:
+        cause = str(error).splitlines()[0]
+        raise ConfigError(f"model = {str(config.model)!r}: its processor cannot be used ({cause})") from error
+    for split in ("train", "test"):
+        check_room(config.rollout, encoder, largest_prompt(data, split))
 
 
 def _prompts(config: RunConfig, console: Console) -> tuple[Path, PromptSet, list[Prompt]]:

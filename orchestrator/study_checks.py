@@ -11,6 +11,7 @@ from transformers import AutoConfig
 from learner.encode import PairEncoder
 from orchestrator.config import ConfigError
 from orchestrator.display import counting
+from orchestrator.prompt_room import check_room, largest_prompt
 from orchestrator.study_config import StudyConfig
 from orchestrator.study_directory import StudyDirectory, check_base
 from tvr.answer import format_answer
@@ -82,18 +83,7 @@ def check_prompt(study: StudyConfig, encoder: PairEncoder, prompt: Prompt) -> No
         encoder.encode(prompt, token_ids)
     except ValueError as error:
         raise ConfigError(f"model = {model!r}: {error}; {REMEDY}") from error
-    longest, room = study.rollout.max_answer_tokens, study.rollout.max_model_len
-    if len(token_ids) + longest > room:
-        raise ConfigError(
-            f"rollout.max_model_len = {room}: prompt {prompt.id} has {len(token_ids)} tokens and its answer up to "
-            f"{longest}; raise it, or give smaller pictures"
-        )
-
-
-def largest_prompt(folder: Path, split: str) -> Prompt:
-    """That of the scene with most objects."""
-    counts = [len(gold.scene) for _, _, gold in load_golds(folder, split)]
-    return load(folder, split)[counts.index(max(counts))]
+    check_room(study.rollout, encoder, prompt)
 
 
 def check_scenes(study: StudyConfig) -> None:

@@ -20,7 +20,6 @@ MAY_IMPORT = {
 ONLY_IMPORTERS = {
     "ray": {"orchestrator/cluster.py", "orchestrator/ray_pictures.py", "orchestrator/ray_roles.py"},
     "deepspeed": {"learner/engine.py", "learner/zero_state.py"},
-    "peft": {"learner/policy.py"},
     "vllm": {"rollout/engine.py", "rollout/inprocess.py", "rollout/weights.py", "learner/nccl.py"},
 }
 NEVER_IN = {"tvr": {"torch", "ray"}}

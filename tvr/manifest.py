@@ -24,7 +24,7 @@ class DamagedWeights(ValueError):
 class TensorInfo:
     """One parameter under its name in the Hugging Face model.
 
-    >>> TensorInfo(name="lm_head.weight", dtype="bfloat16", shape=(151936, 3584), checksum="d24ec4f1a98c6e5b")
+    For example `TensorInfo(name="lm_head.weight", dtype="bfloat16", shape=(64, 32), checksum="d24ec4f1a98c6e5b")`.
     """
 
     name: str

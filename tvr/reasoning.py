@@ -13,6 +13,7 @@ SPOKEN = ("size", "color", "material", "shape")
 def list_objects(scene: Scene) -> str:
     """What stands in one picture, by index.
 
+    >>> from tvr.scene import SceneObject
     >>> list_objects((SceneObject(color="red", shape="cube", size="large", material="metal"),))
     '0 large red metal cube'
     """
@@ -25,6 +26,8 @@ def compare_objects(before: Scene, after: Scene) -> str:
     Side by side: three layers learn to compare neighbours; they did not learn to compare with the prompt's list. The
     triplet at once: to collect the changes afterwards, in another order, was not learnt either.
 
+    >>> from dataclasses import replace
+    >>> from tvr.scene import SceneObject
     >>> red = SceneObject(color="red", shape="cube", size="large", material="metal")
     >>> compare_objects((red,), (replace(red, color="blue"),))
     '0 large large red blue 0.color.blue metal metal cube cube'

@@ -48,8 +48,17 @@ WINDOW = 10
 CONSTRAINTS = "deploy/constraints/cpu.txt"
 TORCH = "torch==2.13.0+cpu"
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
-# The pins of all but TRL are our own.
-PACKAGES = ("trl==1.16.0", "transformers", "accelerate", "datasets", "torchvision", "pillow", "pydantic", "numpy")
+# The pins of what we use ourselves are our own.
+PACKAGES = (
+    "trl==1.16.0",
+    "accelerate==1.15.0",
+    "transformers",
+    "datasets",
+    "torchvision",
+    "pillow",
+    "pydantic",
+    "numpy",
+)
 
 Rows = list[dict[str, float]]
 Side = Callable[[int], Rows]

@@ -113,6 +113,7 @@ def train(config: RunConfig, prompts: list[Prompt], processor: Any, log: StepLog
         beta=learner.loss.kl_weight,
         epsilon=learner.loss.clip_low,
         epsilon_high=learner.loss.clip_high,
+        delta=learner.loss.ratio_bound,
         max_grad_norm=learner.max_grad_norm,
         shuffle_dataset=False,  # the prompts are in our order already
         use_cpu=True,

@@ -1,8 +1,9 @@
 """One learner rank in a process of its own, for the tests: MODEL FOLDER WORLD_SIZE PORT RANK.
 
 Reads FOLDER/jobs.pickle, a dict of jobs by name, and writes FOLDER/rank_RANK.pickle. A job is a dict with `config` (of
-LearnerConfig), `steps` (the groups of each step) and, if wanted, `job` (of LearnerJob), `save` (a folder), `resume` (a
-checkpoint to go on from), `checkpoint_after` (a number of steps), `imitate` (true: supervised steps). Its result holds
+LearnerConfig), `steps` (the groups of each step) and, if wanted, `job` (of LearnerJob), `save` (a folder), `model` (one
+that an earlier job saved), `resume` (a checkpoint to go on from), `checkpoint_after` (a number of steps), `imitate`
+(true: supervised steps). Its result holds
 the StepReport or the error of each step, the gradient of the first update that was applied, the parameters before and
 after each step, the log-probs of the last step's groups at both ends, and the weight buckets. All jobs run one after
 the other in one process group.
@@ -33,7 +34,7 @@ def main() -> None:
 
 
 def run_job(job: dict[str, Any], model: str, folder: Path, rank: int, world_size: int, port: int) -> dict[str, Any]:
-    config = LearnerConfig(**job["config"], ranks=world_size)
+    config, model = LearnerConfig(**job["config"], ranks=world_size), job.get("model", model)
     settings = {"folder": str(folder), "temperature": 1.0, "max_answer_tokens": 16, "steps": 10} | job.get("job", {})
     learner = LearnerRank(config, LearnerJob(model=model, reference=model, **settings), rank, world_size)
     result: dict[str, Any] = {"reports": [], "gradient": None}

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from tvr.records import ScoredGroup
 
 BASE: dict[str, Any] = {"learning_rate": LEARNING_RATE, "max_grad_norm": 1000.0, "row_tokens": 512}
 LORA: dict[str, Any] = {"lora_rank": 4, "lora_alpha": 12}
+IN_BFLOAT16: dict[str, Any] = BASE | {"dtype": "bfloat16"}
 KL_IN_REWARD = {"kl_weight": 0.2, "kl_in": "reward", "kl_estimator": "k1"}
 
 Results = dict[str, dict[str, Any]]
@@ -68,6 +69,21 @@ def make_jobs(groups: tuple[ScoredGroup, ...], bad: ScoredGroup, steep: ScoredGr
             }
             for n in (0, 2, 3)
         },
+        **{
+            f"adapters in bfloat16, stage {n}": {
+                "config": IN_BFLOAT16 | LORA | {"zero_stage": n},
+                "steps": [groups] * 3,
+            }
+            for n in (2, 3)
+        },
+        **{
+            f"model of adapters, stage {n}": {
+                "config": IN_BFLOAT16,
+                "steps": [groups],
+                "model": f"adapters in bfloat16, stage {n}",
+            }
+            for n in (2, 3)
+        },
         "adapters, vision frozen": {"config": BASE | LORA | {"freeze": "vision"}, "steps": [groups, groups]},
         "adapters and kl": {"config": BASE | LORA | {"loss": {"kl_weight": 0.1}}, "steps": [groups, groups]},
         "kl, stage 3": {"config": BASE | {"loss": {"kl_weight": 0.1}, "zero_stage": 3}, "steps": [groups, groups]},
@@ -87,7 +103,8 @@ def make_jobs(groups: tuple[ScoredGroup, ...], bad: ScoredGroup, steep: ScoredGr
 
 
 def in_folder(job: dict[str, Any], folder: Path) -> dict[str, Any]:
-    return job | {"job": job["job"] | {"folder": str(folder)}, "save": str(folder / "model")}
+    placed = job | {"job": job["job"] | {"folder": str(folder)}, "save": str(folder / "model")}
+    return placed | {"model": str(folder.parent / job["model"] / "model")} if "model" in job else placed
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +122,16 @@ def pair(
     run_ranks: Callable[..., Any], groups: Any, bad: ScoredGroup, steep: ScoredGroup, tmp_path_factory: Any
 ) -> list[Results]:
     jobs = make_jobs(groups, bad, steep)
-    kept = ("offload, stage 2", "adapters, stage 3", "kl, stage 3", "kl in the reward", "bad, stage 0", "bad, stage 3")
+    both = ("adapters in bfloat16, stage 3", "model of adapters, stage 3")
+    kept = (
+        *both,
+        "offload, stage 2",
+        "adapters, stage 3",
+        "kl, stage 3",
+        "kl in the reward",
+        "bad, stage 0",
+        "bad, stage 3",
+    )
     root = tmp_path_factory.mktemp("runs")
     results = run_ranks(2, {name: in_folder(jobs[name], root / name) for name in kept})
     return [{name: result | {"folder": root / name} for name, result in rank.items()} for rank in results]
@@ -152,7 +178,7 @@ def test_the_first_gradient_of_adapters_is_that_of_the_layer_through_them(
     found = {name: part for name, part in result["gradient"].items() if "lora_B" in name}
     expected = {}
     for name in found:
-        whole = reference["gradient"][name.replace(".lora_B.default", "")]
+        whole = reference["gradient"][name.replace(".lora_B", ".weight")]
         expected[name] = 3 * whole @ saved[f"master/{name.replace('lora_B', 'lora_A')}"].T
     assert len(found) > 10
     assert gradient_difference(found, expected) < 1e-5
@@ -163,6 +189,27 @@ def test_adapters_start_as_the_policy_itself(alone: Results, reference: dict[str
     found = [sample for group in alone["adapters, stage 3"]["logprobs"][0] for sample in group]
     for one, other in zip(found, reference["logprobs"], strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_adapters_in_bfloat16_learn_with_the_weights_that_are_published(stage: int, alone: Results) -> None:
+    start, after = alone[f"adapters in bfloat16, stage {stage}"]["logprobs"]
+    of_saved, _ = alone[f"model of adapters, stage {stage}"]["logprobs"]
+    assert max(np.abs(one - other).max() for one, other in samples_of(start, after)) > 0.01
+    for one, other in samples_of(after, of_saved):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_two_ranks_learn_with_the_weights_of_adapters_that_are_published(pair: list[Results]) -> None:
+    _, after = pair[0]["adapters in bfloat16, stage 3"]["logprobs"]
+    of_saved, _ = pair[0]["model of adapters, stage 3"]["logprobs"]
+    for one, other in samples_of(after, of_saved):
+        np.testing.assert_array_equal(one, other)
+
+
+def samples_of(some: Any, others: Any) -> Iterator[tuple[Any, Any]]:
+    for group, other in zip(some, others, strict=True):
+        yield from zip(group, other, strict=True)
 
 
 @pytest.mark.parametrize(

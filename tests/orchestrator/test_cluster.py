@@ -59,6 +59,18 @@ def test_nobody_without_its_token_runs_code_in_a_local_run(tmp_path):
     assert run.returncode == 0
 
 
+@pytest.mark.parametrize("name", ["learner/__init__.py", "tvr.py"])
+def test_other_code_of_the_same_name_in_the_directory_of_the_run_is_said_at_once(monkeypatch, tmp_path, name):
+    config = load_run_config(TINY)
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    file.touch()
+    (tmp_path / "rollout").mkdir()  # no package: workers pass over it
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=rf"{file}: workers would import this, and the command runs "):
+        connected(config).__enter__()
+
+
 def resources(monkeypatch: pytest.MonkeyPatch, **present: float) -> None:
     monkeypatch.setattr(ray, "cluster_resources", lambda: present)
 

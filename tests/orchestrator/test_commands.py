@@ -9,10 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from learner.config import LearnerConfig
+from learner.refused import save_refused
 from orchestrator.cli import build_parser, main
+from tests.learner.ranks import make_job
 from tvr import dataset
 from tvr.answer import format_answer
 
+ROOT = Path(__file__).parents[2]
 SCORE = ["score", "--data", "pairs", "--replies", "replies.jsonl"]
 MAKE = ["data", "make", "--train", "3", "--test", "6", "--size", "48x36", "--spp", "1", "--workers", "1", "--seed", "3"]
 
@@ -136,12 +140,15 @@ def wrong(folder, tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     Path("pairs").symlink_to(folder)
     Path("a_file").touch()
-    for name in ("holds_something", "broken_step", "pickled_step", "broken_model"):
+    for name in ("holds_something", "broken_step", "pickled_step", "broken_model", "step_without_model"):
         Path(name).mkdir()
     Path("holds_something/x").touch()
     Path("broken_step/refused.json").touch()
     Path("pickled_step/refused.json").write_text("{}")
     Path("pickled_step/groups.pickle").write_bytes(pickle.dumps(()))
+    save_refused(Path("step_without_model"), (), (), LearnerConfig(), make_job("model", Path("refused")))
+    Path("latin.toml").write_bytes(b'model = "gr\xfcn"')
+    Path("pretrain.toml").write_text("seeds = 3")
     Path("broken_model/config.json").write_text("{")
     Path("failing_rule.py").write_text("import none_such\n")
     Path("replies.jsonl").write_text("")
@@ -149,6 +156,15 @@ def wrong(folder, tmp_path, monkeypatch) -> Path:
 
 
 EVAL = ["eval", "--data", "pairs", "--model"]
+TINY = str(ROOT / "deploy/runs/tiny_cpu.toml")
+MADE = ["data.path=pairs", "data.train=3", "data.test=6", "data.size=[48,36]", "data.spp=1", "data.seed=3"]
+MADE += [
+    "data.objects=[2,4]",
+    "data.changes=[1,3]",
+    "data.field_of_view=49.13434264120263",
+    f"model={ROOT}/deploy/models/tiny",
+]
+TRAIN = ["train", TINY, *(part for setting in MADE for part in ("--set", setting)), "--set"]
 
 
 @pytest.mark.parametrize(
@@ -193,6 +209,24 @@ EVAL = ["eval", "--data", "pairs", "--model"]
         ([*EVAL, "broken_model", "--split", "dev"], "has no split 'dev'"),
         (["replay", "a_file"], "a_file: holds no refused step"),
         (["replay", "broken_step"], "broken_step: the refused step in it cannot be read (JSONDecodeError: Expecting"),
+        (["replay", "step_without_model"], "step_without_model: the policy is missing, its folder model/"),
+        (["train", "latin.toml"], "latin.toml: is not TOML: 'utf-8' codec can't decode"),
+        (["train", "nowhere.toml"], "nowhere.toml: cannot be read (No such file or directory); give the path of a run"),
+        ([*TRAIN, "loop.steps=-1"], "loop.steps = -1: input should be greater than or equal to 1"),
+        ([*TRAIN, "loop.step=3"], "loop.step = 3: unknown key; did you mean steps?"),
+        ([*TRAIN, "loop"], "--set loop: is not section.key=value"),
+        ([*TRAIN, "model=nowhere"], "model = 'nowhere': has no config.json; give the path of a model folder"),
+        ([*TRAIN, "learner.learning_rate=inf"], "learner.learning_rate = inf: input should be a finite number"),
+        ([*TRAIN, "rollout.max_model_len=70"], "rollout.max_model_len = 70: prompt "),
+        ([*TRAIN, "model=broken_model"], "model = 'broken_model': its processor cannot be used ("),
+        ([*TRAIN, "reward_service.rule=nosuch:f"], "reward_service.rule: the rule 'nosuch:f' cannot be imported"),
+        ([*TRAIN, "data.seed=4"], "pairs was rendered with seed"),
+        ([*TRAIN, "data.path=holds_something"], "data: "),
+        ([*TRAIN, "loop.steps=1", "--out", "/proc/run"], "/proc/run"),
+        ([*TRAIN, "loop.steps=1", "--out", "a_file"], "a_file"),
+        (["pretrain", "nowhere.toml"], "nowhere.toml: cannot be read"),
+        (["pretrain", "latin.toml"], "latin.toml: cannot be read ('utf-8' codec can't decode"),
+        (["pretrain", "pretrain.toml"], "pretrain.toml: seeds = 3: unknown key; did you mean seed?"),
         (["replay", "pickled_step"], "pickled_step: its groups are in groups.pickle, which could run anything"),
         (["score", "--data", "nowhere", "--replies", "r.jsonl"], "nowhere"),
         (["eval", "--data", "nowhere", "--model", "nowhere"], "nowhere"),

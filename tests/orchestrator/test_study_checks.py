@@ -11,7 +11,8 @@ import pytest
 from learner.tiny_policy import make_tiny_policy
 from orchestrator.cli import main
 from orchestrator.config import ConfigError
-from orchestrator.study_checks import check_processor, check_prompt, check_scenes, largest_prompt, scene_hash
+from orchestrator.prompt_room import largest_prompt
+from orchestrator.study_checks import check_processor, check_prompt, check_scenes, scene_hash
 from orchestrator.study_config import StudyConfig, load_study_config
 from orchestrator.study_directory import check_base, open_study_directory
 from tests.fakes import SCENE
