@@ -269,7 +269,12 @@ class Engine:
         except _Stage0Refused:
             self._engine.zero_grad()
             return False
-        return self._engine.was_step_applied()
+        is_applied = self._engine.was_step_applied()
+        if not is_applied and self.config.offload_optimizer and self.config.zero_stage in (1, 2):
+            # DeepSpeed 0.19 would add the next step to a refused one that was offloaded and accumulated in float32.
+            averaged = self._engine.optimizer.averaged_gradients
+            averaged.update(dict.fromkeys(averaged))
+        return is_applied
 
     def _check_and_clip(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         """Stage 0 only: there DeepSpeed would apply a gradient that is not finite.

@@ -21,9 +21,15 @@ TEMPERATURE = 0.9
 
 
 def plain_torch_step(
-    folder: str, groups: Sequence[ScoredGroup], rewards: Sequence[np.ndarray] | None = None
+    folder: str,
+    groups: Sequence[ScoredGroup],
+    rewards: Sequence[np.ndarray] | None = None,
+    kl: tuple[float, Sequence[np.ndarray]] | None = None,
 ) -> dict[str, Any]:
-    """One GRPO step sample by sample with transformers' own forward pass, autograd and torch's AdamW."""
+    """One GRPO step sample by sample with transformers' own forward pass, autograd and torch's AdamW.
+
+    *kl* is the weight of k3 in the loss, and the reference policy's log-probs of every sample.
+    """
     policy = AutoModelForImageTextToText.from_pretrained(folder, attn_implementation="sdpa")
     optimizer = torch.optim.AdamW(policy.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
     encoder = PairEncoder(folder)
@@ -45,6 +51,9 @@ def plain_torch_step(
             gain = torch.minimum(ratio * float(advantage), ratio.clamp(0.8, 1.2) * float(advantage))
             if advantage < 0:
                 gain = gain.clamp(min=3.0 * float(advantage))  # dual clip
+            if kl is not None:
+                behind = torch.from_numpy(kl[1][len(all_logprobs)]) - logprobs
+                gain = gain - kl[0] * (behind.exp() - 1 - behind)
             loss = -gain.mean() / len(scored.group.samples) / len(groups)
             loss.backward()
             total += float(loss.detach())

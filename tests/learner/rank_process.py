@@ -2,11 +2,10 @@
 
 Reads FOLDER/jobs.pickle, a dict of jobs by name, and writes FOLDER/rank_RANK.pickle. A job is a dict with `config` (of
 LearnerConfig), `steps` (the groups of each step) and, if wanted, `job` (of LearnerJob), `save` (a folder), `model` (one
-that an earlier job saved), `resume` (a checkpoint to go on from), `checkpoint_after` (a number of steps), `imitate`
-(true: supervised steps). Its result holds
-the StepReport or the error of each step, the gradient of the first update that was applied, the parameters before and
-after each step, the log-probs of the last step's groups at both ends, and the weight buckets. All jobs run one after
-the other in one process group.
+that an earlier job saved), `reference` (a model), `resume` (a checkpoint to go on from), `checkpoint_after` (a number
+of steps), `imitate` (true: supervised steps). Its result holds the StepReport or the error of each step, the gradient
+of the first update that was applied, the parameters before and after each step, the log-probs of the last step's groups
+at both ends, and the weight buckets. All jobs run one after the other in one process group.
 """
 
 import os
@@ -36,7 +35,8 @@ def main() -> None:
 def run_job(job: dict[str, Any], model: str, folder: Path, rank: int, world_size: int, port: int) -> dict[str, Any]:
     config, model = LearnerConfig(**job["config"], ranks=world_size), job.get("model", model)
     settings = {"folder": str(folder), "temperature": 1.0, "max_answer_tokens": 16, "steps": 10} | job.get("job", {})
-    learner = LearnerRank(config, LearnerJob(model=model, reference=model, **settings), rank, world_size)
+    reference = job.get("reference", model)
+    learner = LearnerRank(config, LearnerJob(model=model, reference=reference, **settings), rank, world_size)
     result: dict[str, Any] = {"reports": [], "gradient": None}
     result["start"] = learner.connect("127.0.0.1", port, job.get("resume"))
     groups = tuple(scored.group for scored in job["steps"][-1])

@@ -15,12 +15,14 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from learner.engine import NonFiniteStep
+from learner.tiny_policy import make_tiny_policy
 from tests.learner.plain_step import LEARNING_RATE, TEMPERATURE, assert_same_step, gradient_difference, plain_torch_step
 from tvr.manifest import Manifest
 from tvr.records import PolicyVersion, ScoredGroup
 
 BASE: dict[str, Any] = {"learning_rate": LEARNING_RATE, "max_grad_norm": 1000.0, "row_tokens": 512}
 CLIPPED_NORM = 0.05
+KL_WEIGHT = 0.3
 ROUNDING = 0.2
 """Of bfloat16, relative to the gradient. 0.13 was seen: some ratios lie near a clip, and the token with the largest,
 beyond the bound, adds nothing to the gradient."""
@@ -41,10 +43,18 @@ def groups(make_group: Callable[..., Any]) -> tuple[ScoredGroup, ...]:
 
 
 @pytest.fixture(scope="session")
+def other_policy(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("other_policy")
+    make_tiny_policy(folder, seed=1)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
 def alone(
     run_ranks: Callable[..., Any],
     groups: tuple[ScoredGroup, ...],
     make_group: Callable[..., Any],
+    other_policy: str,
     tmp_path_factory: Any,
 ) -> Results:
     """One rank."""
@@ -59,13 +69,39 @@ def alone(
         "checkpointing": {"config": BASE | {"gradient_checkpointing": True}, "steps": [groups]},
         "clipped": {"config": BASE | {"max_grad_norm": CLIPPED_NORM}, "steps": [groups]},
         "clipped, stage 0": {"config": BASE | {"max_grad_norm": CLIPPED_NORM, "zero_stage": 0}, "steps": [groups]},
+        **{
+            f"clipped, offloaded, stage {stage}": {
+                "config": BASE | {"max_grad_norm": CLIPPED_NORM, "zero_stage": stage, "offload_optimizer": True},
+                "steps": [groups],
+            }
+            for stage in (1, 3)
+        },
         "kl": {"config": BASE | {"loss": {"kl_weight": 0.1}}, "steps": [groups, groups]},
+        **{
+            f"kl from another policy, stage {stage}": {
+                "config": BASE | {"loss": {"kl_weight": KL_WEIGHT}, "zero_stage": stage},
+                "steps": [groups],
+                "reference": other_policy,
+            }
+            for stage in (2, 3)
+        },
+        **{
+            f"nothing to learn, stage {stage}": {"config": BASE | {"zero_stage": stage}, "steps": [groups[1:2], groups]}
+            for stage in range(4)
+        },
         "warm-up": {"config": BASE | {"warmup_steps": 2}, "steps": [groups, groups, groups]},
         "bfloat16": {"config": BASE | {"dtype": "bfloat16"}, "steps": [groups]},
         "bad, stage 2": {"config": BASE, "steps": [bad, groups]},
         "bad, stage 0": {"config": BASE | {"zero_stage": 0}, "steps": [bad, groups]},
         "bad, stage 3": {"config": BASE | {"zero_stage": 3}, "steps": [bad, groups]},
         "bad, bfloat16": {"config": BASE | {"dtype": "bfloat16"}, "steps": [bad, groups]},
+        **{
+            f"bad, bfloat16, offloaded, stage {stage}": {
+                "config": BASE | {"dtype": "bfloat16", "zero_stage": stage, "offload_optimizer": True},
+                "steps": [bad, groups],
+            }
+            for stage in (1, 3)
+        },
     }
     for job in jobs.values():
         job["job"] = {"temperature": TEMPERATURE}
@@ -188,7 +224,10 @@ def test_logprobs_are_those_of_transformers(alone: Results, pair: list[Results],
             np.testing.assert_allclose(one, other, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("job", ["clipped", "clipped, stage 0"])
+CLIPPED = ["clipped", "clipped, stage 0", "clipped, offloaded, stage 1", "clipped, offloaded, stage 3"]
+
+
+@pytest.mark.parametrize("job", CLIPPED)
 def test_gradients_are_clipped_and_the_report_has_the_norm_before(
     job: str, alone: Results, reference: dict[str, Any]
 ) -> None:
@@ -204,6 +243,35 @@ def test_kl_is_measured_from_the_starting_policy(alone: Results, reference: dict
     assert first.stats["kl"] == 0
     assert second.stats["kl"] > 1e-4
     assert_same_step(alone["kl"], reference)  # k3 has no gradient where the policies are equal
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_kl_from_another_policy_pulls_towards_it(
+    stage: int,
+    alone: Results,
+    reference: dict[str, Any],
+    other_policy: str,
+    policy_folder: str,
+    groups: tuple[ScoredGroup, ...],
+) -> None:
+    of_other = plain_torch_step(other_policy, groups)["logprobs"]
+    expected = plain_torch_step(policy_folder, groups, kl=(KL_WEIGHT, of_other))
+    assert gradient_difference(expected["gradient"], reference["gradient"]) > 0.1
+    assert_same_step(alone[f"kl from another policy, stage {stage}"], expected)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_step_of_equal_rewards_teaches_nothing_and_says_so(
+    stage: int, alone: Results, reference: dict[str, Any]
+) -> None:
+    result = alone[f"nothing to learn, stage {stage}"]
+    first, second = result["reports"]
+    assert (first.version, first.tokens, first.loss, first.grad_norm) == (1, 0, 0.0, 0.0)
+    assert first.stats["equal_groups"] == 1.0
+    assert "entropy" not in first.stats  # of no token
+    assert second.grad_norm == pytest.approx(reference["grad_norm"], rel=1e-5)
+    before, after, _ = result["parameters"]
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_the_learning_rate_warms_up_in_a_line(alone: Results) -> None:
@@ -230,7 +298,11 @@ def assert_refused(result: dict[str, Any]) -> None:
     assert good.version == result["version"] == 1
 
 
-@pytest.mark.parametrize("job", ["bad, stage 0", "bad, stage 2", "bad, stage 3", "bad, bfloat16"])
+BAD = ["bad, stage 0", "bad, stage 2", "bad, stage 3", "bad, bfloat16"]
+BAD += ["bad, bfloat16, offloaded, stage 1", "bad, bfloat16, offloaded, stage 3"]
+
+
+@pytest.mark.parametrize("job", BAD)
 def test_a_step_that_is_not_finite_changes_nothing(job: str, alone: Results, reference: dict[str, Any]) -> None:
     # The sampler's log-prob is -150 and the policy's about -5: ratio e^145, far beyond `loss.FARTHEST`.
     assert_refused(alone[job])

@@ -103,8 +103,18 @@ async def test_a_ticket_is_delivered_once():
     await window.deliver(ticket, group())
     with pytest.raises(ValueError, match="is not awaited"):
         await window.deliver(ticket, group())
+    with pytest.raises(ValueError, match="ticket 1 is not awaited: 1 admitted, 0 taken"):
+        await window.deliver(1, group())
     with pytest.raises(ValueError, match="cannot release"):
         await window.release(1)
+
+
+@pytest.mark.parametrize(("groups_per_step", "max_staleness"), [(0, 0), (1, -1)])
+def test_a_window_without_room_is_refused(groups_per_step, max_staleness):
+    with pytest.raises(
+        ValueError, match=f"groups_per_step {groups_per_step} must be at least 1, max_staleness {max_staleness}"
+    ):
+        Window(groups_per_step=groups_per_step, max_staleness=max_staleness, total_groups=1)
 
 
 async def test_a_run_that_goes_on_admits_only_what_is_not_done():
