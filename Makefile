@@ -13,7 +13,7 @@ CODE := tvr rollout learner reward_service orchestrator deploy tests
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup train test check-tools
+.PHONY: help setup train test mutants check-tools
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ test: $(STAMP)  ## Lint, check types, run all tests (ARGS=... goes to pytest)
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile $(ARGS)
+
+mutants: $(STAMP)  ## Break the learner and the loop in hundreds of ways: does a test notice? (ARGS=FILE; half an hour)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutants $(ARGS)
 
 check-tools:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null || { \

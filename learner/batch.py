@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.checkpoint import checkpoint
 
 from learner.attention import Span, make_span
 from learner.encode import EncodedPair
@@ -22,9 +21,6 @@ from tvr.records import SampleGroup
 
 RopeIndex = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 """`get_rope_index` of a transformers model."""
-
-LOGITS_AT_ONCE = 1 << 26
-"""Logits in memory at a time, 256 MB of float32; of a large vocabulary and all answer tokens they would be many GB."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,7 +118,7 @@ def one_sample_a_row(rows: Sequence[BatchRow]) -> list[BatchRow]:
 
 
 def answer_logprobs(model: Any, batch: Batch, temperature: float) -> torch.Tensor:
-    """`[M]` float32, nats, of each answer token under *model* (an image-text-to-text model) at *temperature*.
+    """`[M]` float32, nats, of each answer token under *model* (of `load_model`) at *temperature*.
 
     Logits are made only where an answer token is predicted. The pictures go to the prompt's places and nowhere else: a
     policy may sample the picture placeholder too, which is then a token like any other, as it is to the engine.
@@ -137,14 +133,4 @@ def answer_logprobs(model: Any, batch: Batch, temperature: float) -> torch.Tenso
         position_ids=batch.position_ids,
         use_cache=False,
     )
-    hidden = output.last_hidden_state[0, batch.predictors]
-
-    def predict(hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        logits = model.lm_head(hidden).float() / temperature
-        return logits.gather(-1, targets[:, None])[:, 0] - logits.logsumexp(-1)
-
-    at_once = max(1, LOGITS_AT_ONCE // model.config.text_config.vocab_size)
-    if len(hidden) <= at_once:
-        return predict(hidden, batch.targets)
-    parts = zip(hidden.split(at_once), batch.targets.split(at_once), strict=True)
-    return torch.cat([checkpoint(predict, *part, use_reentrant=False) for part in parts])
+    return model.lm_head(output.last_hidden_state[0, batch.predictors], batch.targets, temperature)

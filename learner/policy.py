@@ -9,6 +9,7 @@ from transformers import AutoModelForImageTextToText
 from learner.adapters import AdaptedLinear, adapted_layers, add_adapters
 from learner.attention import NAME
 from learner.config import LearnerConfig
+from learner.head import AnswerHead
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -44,11 +45,12 @@ def load_policy(config: LearnerConfig, folder: str, device: torch.device) -> Any
 
 
 def load_model(folder: str, dtype: torch.dtype, device: torch.device) -> Any:
-    """Raises ValueError if the model's attention slides, which packed rows do not know."""
+    """Its head is an `AnswerHead`. Raises ValueError if its attention slides, which packed rows do not know."""
     attention = {"text_config": NAME, "vision_config": "sdpa"}
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, attn_implementation=attention)
     if "sliding_attention" in model.config.text_config.layer_types:
         raise ValueError(f"{folder}: its config says use_sliding_window, which the learner's attention does not have")
+    model.lm_head = AnswerHead(model.lm_head)
     return model.to(device)
 
 

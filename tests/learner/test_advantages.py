@@ -57,6 +57,13 @@ def test_the_baseline_does_not_change_what_advantages_are_divided_by(scaling: st
     np.testing.assert_allclose(second, [6 / std, -6 / std], atol=4e-6)
 
 
+@pytest.mark.parametrize("scaling", ["group_std", "batch_std"])
+def test_a_millionth_is_added_to_the_standard_deviation(scaling: str) -> None:
+    # Std 1e-6: 1e-6 / (1e-6 + 1e-6).
+    (advantages,) = step_advantages([np.array([-1e-6, 1e-6])], "group_mean", scaling)
+    np.testing.assert_allclose(advantages, [-0.5, 0.5], rtol=1e-9)
+
+
 def test_a_group_whose_rule_tells_nothing_apart_keeps_its_unit() -> None:
     # Two groups with the deviations -0.01 and 0.01, of which the first has them from its shaping alone.
     rewards = [np.array([4.99, 5.01]), np.array([0.99, 1.01])]
@@ -167,3 +174,9 @@ def test_each_answer_has_its_own_length(scored: ScoredGroup) -> None:
     group = replace(scored, group=replace(scored.group, samples=(first, replace(second, trace=short))))
     config = LossConfig(overlong_buffer_tokens=2)
     np.testing.assert_array_equal(shaped_rewards(group, config, 2, None), [0, 2.5])
+
+
+def test_a_buffer_of_one_token_punishes_the_longest_answers(scored: ScoredGroup) -> None:
+    # 2 tokens of at most 2, the last is the buffer: (2 - 1 - 2) / 1 = -1.
+    shaped = shaped_rewards(scored, LossConfig(overlong_buffer_tokens=1), 2, None)
+    np.testing.assert_array_equal(shaped, [0, 2])

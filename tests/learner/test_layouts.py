@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-import learner.batch
+import learner.head
 from learner.batch import BatchRow, answer_logprobs, collate, lay_out_prompt, one_sample_a_row, shared_prompt
 from learner.config import LearnerConfig
 from learner.encode import PairEncoder
@@ -129,7 +129,7 @@ def test_logits_in_parts_are_the_same(
 ) -> None:
     batch = collate(build_rows(policy, encoder, [make_group(0, [5, 9, 2]).group], row_tokens=10_000))
     whole = run(policy, answer_logprobs(policy, batch, TEMPERATURE))
-    monkeypatch.setattr(learner.batch, "LOGITS_AT_ONCE", 128 * 5)  # a vocabulary of 128: five tokens at a time
+    monkeypatch.setattr(learner.head, "LOGITS_AT_ONCE", 128 * 5)  # a vocabulary of 128: five tokens at a time
     parts = run(policy, answer_logprobs(policy, batch, TEMPERATURE))
     np.testing.assert_allclose(parts[0], whole[0], atol=1e-6, rtol=0)
     np.testing.assert_allclose(parts[1], whole[1], atol=1e-6, rtol=0)

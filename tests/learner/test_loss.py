@@ -503,6 +503,14 @@ def test_a_kl_without_reference_log_probs_is_a_bug() -> None:
         step_tokens(two_groups(), LossConfig(kl_weight=0.1), MAX_ANSWER_TOKENS)
 
 
+def test_a_group_has_a_gradient_if_any_of_its_samples_has() -> None:
+    # The first reward is the mean.
+    config = LossConfig()
+    (parts,) = step_tokens([make_group([2.0, 1.0, 3.0], [[-1.0]] * 3)], config, MAX_ANSWER_TOKENS)
+    assert parts[0].advantages.tolist() == [0]
+    assert has_gradient(parts, config)
+
+
 # The decoupled objective: ratio 1, and GRPO's terms -A times the behaviour weights 1/2, 2, 8, 1/2, 5/4.
 
 
@@ -531,6 +539,14 @@ def test_masked_behaviour_weights() -> None:
     assert gradient == close([0, 2 / 8, 0, 0, 1.25 / 4])
     assert stats(result)["masked_token_fraction"] == close(3 / 5)
     assert stats(result)["truncated_fraction"] == 0
+
+
+def test_what_lies_on_a_bound_is_not_masked() -> None:
+    # On policy every weight is 1, and so are both bounds.
+    given = DECOUPLED | {"correction": "mask", "correction_low": 1.0, "correction_high": 1.0}
+    result, _ = solve(given, two_groups(sampler=LOGPROBS))
+    assert stats(result)["masked_token_fraction"] == 0
+    assert stats(result)["ratio"] == close(1)
 
 
 def test_a_masked_token_has_no_gradient_through_its_sequence() -> None:
