@@ -3,9 +3,10 @@
 Reads FOLDER/jobs.pickle, a dict of jobs by name, and writes FOLDER/rank_RANK.pickle. A job is a dict with `config` (of
 LearnerConfig), `steps` (the groups of each step) and, if wanted, `job` (of LearnerJob), `save` (a folder), `model` (one
 that an earlier job saved), `reference` (a model), `resume` (a checkpoint to go on from), `checkpoint_after` (a number
-of steps), `imitate` (true: supervised steps). Its result holds the StepReport or the error of each step, the gradient
-of the first update that was applied, the parameters before and after each step, the log-probs of the last step's groups
-at both ends, and the weight buckets. All jobs run one after the other in one process group.
+of steps), `imitate` (true: supervised steps), `logits_at_once` (of `learner.head`). Its result holds the StepReport or
+the error of each step, the gradient of the first update that was applied, the parameters before and after each step,
+the log-probs of the last step's groups at both ends, and the weight buckets. All jobs run one after the other in one
+process group.
 """
 
 import os
@@ -18,11 +19,13 @@ os.environ["DS_ACCELERATOR"] = "cpu"
 
 import torch
 
+from learner import head
 from learner.actor import LearnerRank
 from learner.config import LearnerConfig, LearnerJob
 from learner.engine import NonFiniteStep
 
 BUCKET_BYTES = 400_000
+LOGITS_AT_ONCE = head.LOGITS_AT_ONCE
 
 
 def main() -> None:
@@ -33,6 +36,7 @@ def main() -> None:
 
 
 def run_job(job: dict[str, Any], model: str, folder: Path, rank: int, world_size: int, port: int) -> dict[str, Any]:
+    head.LOGITS_AT_ONCE = job.get("logits_at_once", LOGITS_AT_ONCE)
     config, model = LearnerConfig(**job["config"], ranks=world_size), job.get("model", model)
     settings = {"folder": str(folder), "temperature": 1.0, "max_answer_tokens": 16, "steps": 10} | job.get("job", {})
     reference = job.get("reference", model)

@@ -23,6 +23,12 @@ from tvr.records import PolicyVersion, ScoredGroup
 BASE: dict[str, Any] = {"learning_rate": LEARNING_RATE, "max_grad_norm": 1000.0, "row_tokens": 512}
 CLIPPED_NORM = 0.05
 KL_WEIGHT = 0.3
+VOCABULARY = 128
+IN_PARTS: dict[str, dict[str, Any]] = {
+    "": {},
+    ", checkpointing": {"gradient_checkpointing": True},
+    ", checkpointing, bfloat16": {"gradient_checkpointing": True, "dtype": "bfloat16"},
+}
 ROUNDING = 0.2
 """Of bfloat16, relative to the gradient. 0.13 was seen: some ratios lie near a clip, and the token with the largest,
 beyond the bound, adds nothing to the gradient."""
@@ -118,6 +124,7 @@ def pair(
     run_ranks: Callable[..., Any],
     groups: tuple[ScoredGroup, ...],
     make_group: Callable[..., Any],
+    other_policy: str,
     tmp_path_factory: Any,
 ) -> list[Results]:
     """Two ranks over gloo."""
@@ -131,6 +138,15 @@ def pair(
         "bad, stage 2": {"config": BASE, "steps": [bad, groups]},
         "bad, stage 0": {"config": BASE | {"zero_stage": 0}, "steps": [bad, groups]},
         "bad, stage 3": {"config": BASE | {"zero_stage": 3}, "steps": [bad, groups]},
+        **{
+            f"in parts{named}": {
+                "config": BASE | {"zero_stage": 3, "loss": {"kl_weight": KL_WEIGHT}} | config,
+                "steps": [groups, groups],
+                "logits_at_once": VOCABULARY * 5,
+                "reference": other_policy,
+            }
+            for named, config in IN_PARTS.items()
+        },
     }
     jobs["stage 3"]["save"] = str(tmp_path_factory.mktemp("saved") / "model")
     for job in jobs.values():
@@ -245,19 +261,37 @@ def test_kl_is_measured_from_the_starting_policy(alone: Results, reference: dict
     assert_same_step(alone["kl"], reference)  # k3 has no gradient where the policies are equal
 
 
+@pytest.fixture(scope="session")
+def with_kl(other_policy: str, policy_folder: str, groups: tuple[ScoredGroup, ...]) -> dict[str, Any]:
+    """The plain step with the KL from the other policy in the loss."""
+    of_other = plain_torch_step(other_policy, groups)["logprobs"]
+    return plain_torch_step(policy_folder, groups, kl=(KL_WEIGHT, of_other))
+
+
 @pytest.mark.parametrize("stage", [2, 3])
 def test_kl_from_another_policy_pulls_towards_it(
-    stage: int,
-    alone: Results,
-    reference: dict[str, Any],
-    other_policy: str,
-    policy_folder: str,
-    groups: tuple[ScoredGroup, ...],
+    stage: int, alone: Results, reference: dict[str, Any], with_kl: dict[str, Any]
 ) -> None:
-    of_other = plain_torch_step(other_policy, groups)["logprobs"]
-    expected = plain_torch_step(policy_folder, groups, kl=(KL_WEIGHT, of_other))
-    assert gradient_difference(expected["gradient"], reference["gradient"]) > 0.1
-    assert_same_step(alone[f"kl from another policy, stage {stage}"], expected)
+    assert gradient_difference(with_kl["gradient"], reference["gradient"]) > 0.1
+    assert_same_step(alone[f"kl from another policy, stage {stage}"], with_kl)
+
+
+@pytest.mark.parametrize("named", IN_PARTS)
+def test_ranks_whose_heads_have_other_numbers_of_parts_make_one_step(
+    named: str, pair: list[Results], with_kl: dict[str, Any]
+) -> None:
+    # A head of five tokens at a time is called once a pass all the same: every call is a collective under ZeRO-3.
+    for rank in pair:
+        result = rank[f"in parts{named}"]
+        allowed = ROUNDING if "bfloat16" in named else 1e-5
+        assert gradient_difference(result["gradient"], with_kl["gradient"]) < allowed
+        assert result["reports"][1].version == 2
+        for group, plain in zip(samples(result["logprobs"][0]), with_kl["logprobs"], strict=True):
+            np.testing.assert_allclose(group, plain, atol=0.1 if "bfloat16" in named else 1e-5, rtol=0)
+
+
+def samples(by_group: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
+    return [logprobs for group in by_group for logprobs in group]
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])

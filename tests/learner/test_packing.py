@@ -56,6 +56,11 @@ def test_a_group_longer_than_the_budget_is_split_and_each_part_has_the_prompt() 
     assert [(row.group, row.samples, row.tokens) for row in rows] == [(7, (0, 1), 20), (7, (2,), 15), (7, (3,), 40)]
 
 
+def test_a_row_may_be_full() -> None:
+    rows = split_group(GroupLengths(group=0, prompt=10, answers=(5, 5, 1)), row_tokens=20)
+    assert [(row.samples, row.tokens) for row in rows] == [((0, 1), 20), ((2,), 11)]
+
+
 def test_buckets_hold_every_name_once_in_order() -> None:
     # 4 + 5 <= 10; 20 is larger than a bucket and has its own; 1.
     assert plan_buckets([("a", 4), ("b", 5), ("c", 20), ("d", 1)], 10) == (("a", "b"), ("c",), ("d",))
