@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from learner.config import LearnerConfig, learning_rate
+from learner.config import LearnerConfig, LearnerJob, learning_rate
 
 
 def test_every_field_says_what_it_does() -> None:
@@ -23,6 +23,31 @@ def test_unknown_keys_are_refused() -> None:
 def test_bfloat16_without_master_weights_is_refused() -> None:
     with pytest.raises(ValidationError, match="zero_stage 0 keeps no float32 master weights"):
         LearnerConfig(dtype="bfloat16", zero_stage=0)
+
+
+def test_offloading_without_master_weights_is_refused() -> None:
+    with pytest.raises(ValidationError, match="zero_stage 0 cannot offload"):
+        LearnerConfig(offload_optimizer=True, zero_stage=0)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_other_stages_take_bfloat16_and_offload(stage: int) -> None:
+    config = LearnerConfig(dtype="bfloat16", offload_optimizer=True, zero_stage=stage)
+    assert config.offload_optimizer
+    assert LearnerConfig(zero_stage=0).dtype == "float32"
+
+
+def test_it_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        LearnerConfig().zero_stage = 3  # type: ignore[misc]
+
+
+def test_learning_needs_samples_of_a_temperature() -> None:
+    settings: dict[str, Any] = {"model": "m", "reference": "m", "folder": "f", "max_answer_tokens": 4, "steps": 1}
+    assert LearnerJob(**settings, temperature=0.5).temperature == 0.5
+    for temperature in (0.0, -1.0, math.nan):
+        with pytest.raises(ValueError, match=f"temperature is {temperature}"):
+            LearnerJob(**settings, temperature=temperature)
 
 
 @pytest.mark.parametrize("value", [math.inf, math.nan])

@@ -151,6 +151,19 @@ def test_a_sampled_picture_placeholder_is_a_token_like_any_other(
     np.testing.assert_allclose(shared[4:], sibling, atol=1e-5, rtol=0)
 
 
+def test_a_batch_moves_whole(policy: Any, encoder: PairEncoder, make_group: Callable[..., Any]) -> None:
+    batch = collate(build_rows(policy, encoder, [make_group(0, [3, 4]).group], row_tokens=10_000))
+    moved = batch.to(torch.device("meta"))
+    tensors = [value for value in vars_of(moved) if isinstance(value, torch.Tensor)]
+    assert len(tensors) == 7 + 3  # and three of its one span
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
+
+
+def vars_of(batch: Any) -> list[Any]:
+    own = [getattr(batch, name) for name in batch.__slots__]
+    return own + [getattr(span, name) for span in batch.spans for name in span.__slots__]
+
+
 def test_a_row_holds_prompt_and_pictures_once(
     policy: Any, encoder: PairEncoder, make_group: Callable[..., Any]
 ) -> None:

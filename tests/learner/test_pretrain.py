@@ -147,6 +147,19 @@ def test_labels_are_the_reply_and_nothing_else(source):
         assert torch.equal(ids[labels >= 0], labels[labels >= 0])
 
 
+@pytest.mark.parametrize("scene", range(SCENES))
+def test_examples_are_of_the_scenes_that_were_asked_for(source, scene):
+    rng = random.Random(0)
+    batches = [source.pairs(rng, [scene], 10, nearby_share=0.5), source.names(rng, [scene], 10)]
+    for batch in batches:
+        numbers = {int(number) % len(source.states) for number in batch.seen[::4, 0]}  # as in `source`
+        assert {source.states[number].scene_id for number in numbers} == {scene}
+    tokenizer = source.processor.tokenizer
+    lists = [f"objects : 0 : {state.scene[0]} ;" for state in source.states if state.scene_id == scene]
+    for ids in source.comparisons(rng, [scene], 10, nearby_share=0.5).input_ids:
+        assert any(each in tokenizer.decode(ids) for each in lists)
+
+
 def test_a_begun_reply_is_learnt_from_where_it_was_left(source):
     whole, begun = (
         source.pairs(random.Random(0), [0, 1, 2], 6, nearby_share=0.5, begun=words) for words in ("", CAREFUL_START)

@@ -55,6 +55,32 @@ def test_a_finished_stretch_only_loads_its_weights(tmp_path):
     assert len((tmp_path / "curve.jsonl").read_text().splitlines()) == 3
 
 
+def test_a_checkpoint_of_other_steps_is_not_gone_on_from(tmp_path):
+    run(made(), tmp_path)
+    longer = CONFIG.model_copy(update={"steps": 8})
+    with pytest.raises(
+        ValueError, match=r"part.pt: was taught with steps = 6, now 8; remove it .* or give another out"
+    ):
+        teach(longer, "part", tmp_path, made(), lambda step: torch.zeros(()), dict, lambda done, total, note: None)
+
+
+@pytest.mark.parametrize(
+    ("step", "share"),
+    [
+        (0, 0.5),  # of 100 steps 2 warm up
+        (1, 1.0),
+        (50, 0.51),  # 0.02 + 0.98 (1 + cos(pi / 2)) / 2
+        (99, 0.020242),  # 0.02 + 0.98 (1 + cos(0.99 pi)) / 2
+    ],
+)
+def test_rates_warm_up_and_fall_along_a_cosine(step, share):
+    config = StretchConfig(steps=100, batch=1, matrix_rate=0.1, other_rate=0.3)
+    optimizers = make_optimizers(made(), config)
+    learner.teaching._set_rates(optimizers, config, step)
+    rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
+    assert rates == pytest.approx([0.3 * share, 0.1 * share], rel=1e-3)
+
+
 def test_muon_has_the_matrices_of_the_layers_alone():
     module = made()
     adamw, muon = make_optimizers(module, CONFIG)
