@@ -37,6 +37,11 @@ def test_an_algorithm_sets_the_fields_of_its_paper(index: int, algorithm: str) -
     assert {name: getattr(config, name) for name in PAPERS} == {name: values[index] for name, values in PAPERS.items()}
 
 
+def test_it_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        LossConfig().clip_low = 0.5  # type: ignore[misc]
+
+
 def test_every_algorithm_has_a_preset() -> None:
     assert list(PRESETS) == ALGORITHMS
 

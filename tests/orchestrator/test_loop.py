@@ -2,13 +2,15 @@
 
 import asyncio
 import gc
+import itertools
 from collections import deque
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
-from orchestrator.loop import Run, StaleGroup, check_staleness, sampling_seed, train
+from orchestrator.loop import Run, StaleGroup, StepTimes, check_staleness, sampling_seed, train
 from orchestrator.window import Window
 from tests.fakes import FakeLearner, FakePrompts, FakePublisher, FakeRollouts, make_group, make_prompt, make_scored
 from tvr.records import PolicyVersion, ScoringFailure, StepReport
@@ -232,6 +234,34 @@ def test_a_group_that_is_too_old_raises():
 def test_sampling_seeds_differ_between_groups_and_between_runs():
     seeds = {sampling_seed(run, ticket) for run in range(3) for ticket in range(100)}
     assert len(seeds) == 300
+    assert sampling_seed(2, 3) == 2_000_009
+    assert sampling_seed(5_000, 7) == 5_000_015_007 - 2 * 2**31  # engines take 31 bits
+
+
+async def test_a_run_ends_with_a_group_that_is_too_old():
+    run = make_run([], steps=2, max_staleness=0)
+    run.rollouts.receive = stay_behind
+    with pytest.raises(ExceptionGroup) as failed:
+        await finish(run)
+    assert failed.group_contains(StaleGroup, match="was sampled under version 0 and would be trained on at version 1")
+
+
+async def stay_behind(version: PolicyVersion) -> float:
+    return 0.0
+
+
+async def test_times_of_a_step_are_differences(monkeypatch):
+    clock = itertools.count(1000.0)
+    monkeypatch.setattr("orchestrator.loop.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    run = make_run([], steps=1, max_staleness=0)
+    seen = []
+
+    async def after_step(report: StepReport, groups: object, times: StepTimes) -> None:
+        seen.append(times)
+
+    run.after_step = after_step
+    await finish(run)
+    assert seen == [StepTimes(wait_s=1.0, learn_s=1.0, publish_s=1.0, pause_s=0.0)]
 
 
 async def test_an_evaluation_goes_on_beside_the_steps_and_the_run_ends_with_it():
@@ -247,7 +277,7 @@ async def test_an_evaluation_goes_on_beside_the_steps_and_the_run_ends_with_it()
     assert events[-1] == "evaluation of 3 done"  # by then
 
 
-async def test_evaluations_do_not_pile_up():
+async def test_evaluations_do_not_pile_up(caplog):
     events: list[str] = []
     run = make_run(events, steps=7, max_staleness=0, evaluate_every=2)
     after_step = run.after_step
@@ -262,6 +292,8 @@ async def test_evaluations_do_not_pile_up():
     await finish(run)
     begun = [event for event in events if event.startswith("evaluation") and event.endswith("begins")]
     assert begun == ["evaluation of 2 begins", "evaluation of 6 begins"]  # 4 came while that of 2 went on
+    (said,) = caplog.messages
+    assert said.startswith("no evaluation of version 4: the evaluation of version 2 goes on; a larger evaluation.every")
 
 
 async def test_the_last_version_is_left_to_the_evaluation_after_the_run():

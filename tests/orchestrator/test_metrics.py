@@ -9,7 +9,7 @@ from rich.console import Console
 
 from orchestrator.display import metrics_table, reward_table, step_line
 from orchestrator.loop import StepTimes
-from orchestrator.metrics import MetricsFile, imitation_row, read_rows, step_row, terms_in, terms_of
+from orchestrator.metrics import MetricsFile, imitation_row, read_rows, step_row, terms_in, terms_of, write_rows
 from reward_service.actor import ScoringLoad
 from tests.fakes import GOLD, make_group, make_prompt, make_scored
 from tvr.answer import parse
@@ -110,10 +110,27 @@ def test_a_term_that_a_score_leaves_out_is_0_there():
 
 def test_small_numbers_are_written_as_exactly_as_large_ones(tmp_path):
     file = MetricsFile(tmp_path / "metrics.jsonl")
-    file.write({"step": 1_234_567, "learning_rate": 1e-7 / 3, "sampler_kl": 4.6e-12, "answer_tokens": 1_234_567.0})
+    file.write({"step": 1_234_567, "learning_rate": 1e-7 / 3, "sampler_kl": 4.6e-12, "answer_tokens": 1_234_567.4})
     file.close()
     (row,) = read_rows(tmp_path / "metrics.jsonl")
     assert row == {"step": 1_234_567, "learning_rate": 3.33333e-8, "sampler_kl": 4.6e-12, "answer_tokens": 1_234_567.0}
+
+
+def test_a_row_is_on_disk_as_soon_as_it_is_written(tmp_path):
+    file = MetricsFile(tmp_path / "metrics.jsonl")
+    file.write({"step": 1})
+    assert read_rows(tmp_path / "metrics.jsonl") == [{"step": 1}]
+    file.close()
+    with pytest.raises(ValueError, match="closed file"):
+        file.write({"step": 2})
+
+
+def test_rows_are_replaced_at_once(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 9}\n')
+    write_rows(path, [{"step": 1}, {"step": 2}])
+    assert read_rows(path) == [{"step": 1}, {"step": 2}]
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_supervised_row_by_hand():

@@ -19,6 +19,7 @@ class FakeWorker:
         self.events, self.name, self.join = events, name, self
 
     def remote(self, init_info: dict[str, Any]) -> "asyncio.Future[None]":
+        assert init_info["packed"]  # as the learner's side sends
         place = f"{init_info['master_address']}:{init_info['master_port']}"
         self.events.append(f"{self.name} joins {place} as {init_info['rank_offset']} of {init_info['world_size']}")
         done = asyncio.get_running_loop().create_future()
