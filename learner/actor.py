@@ -133,7 +133,7 @@ class LearnerRank:
         allowed = self._job.max_answer_tokens - self._config.loss.overlong_buffer_tokens
         lengths = np.array([len(sample.trace.token_ids) for group in samples for sample in group.samples])
         shares = {
-            "equal_groups": 1 - len(learned) / len(groups),
+            "equal_groups": 1 - len(learned) / len(groups),  # those that no gradient came from
             "overlong_fraction": float((lengths > allowed).mean()),
         }
         return replace(report, stats=report.stats | shares)

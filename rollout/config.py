@@ -46,7 +46,9 @@ class RolloutConfig(BaseModel):
         600.0, gt=0, description="Seconds a call to a worker may take; longer ends the run, so a hung one is noticed."
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
-        "bfloat16", description="Type of the weights and of the arithmetic. float32 agrees with the learner to 1e-5."
+        "bfloat16",
+        description="Type of the weights and of the arithmetic; give learner.dtype's, for where only one of the two "
+        "rounds, every token's log-prob differs (sampler_kl). float32 on both sides agrees to 1e-5.",
     )
     max_model_len: int = Field(
         4096,
