@@ -84,6 +84,10 @@ def make_jobs(groups: tuple[ScoredGroup, ...], bad: ScoredGroup, steep: ScoredGr
             }
             for n in (2, 3)
         },
+        "adapters, stage 3, checkpointing": {
+            "config": BASE | LORA | {"zero_stage": 3, "gradient_checkpointing": True},
+            "steps": [groups, groups],
+        },
         "adapters, vision frozen": {"config": BASE | LORA | {"freeze": "vision"}, "steps": [groups, groups]},
         "adapters and kl": {"config": BASE | LORA | {"loss": {"kl_weight": 0.1}}, "steps": [groups, groups]},
         "kl, stage 3": {"config": BASE | {"loss": {"kl_weight": 0.1}, "zero_stage": 3}, "steps": [groups, groups]},
@@ -122,7 +126,7 @@ def pair(
     run_ranks: Callable[..., Any], groups: Any, bad: ScoredGroup, steep: ScoredGroup, tmp_path_factory: Any
 ) -> list[Results]:
     jobs = make_jobs(groups, bad, steep)
-    both = ("adapters in bfloat16, stage 3", "model of adapters, stage 3")
+    both = ("adapters in bfloat16, stage 3", "model of adapters, stage 3", "adapters, stage 3, checkpointing")
     kept = (
         *both,
         "offload, stage 2",
@@ -229,8 +233,9 @@ def test_adapters_are_published_and_saved_merged(job: str, alone: Results, polic
     assert all(torch.equal(part, after[name]) for name, part in saved.named_parameters())
 
 
-def test_two_ranks_make_the_adapters_of_one(alone: Results, pair: list[Results]) -> None:
-    one, two = alone["adapters, stage 3"], pair[0]["adapters, stage 3"]
+@pytest.mark.parametrize("job", ["adapters, stage 3", "adapters, stage 3, checkpointing"])
+def test_two_ranks_make_the_adapters_of_one(job: str, alone: Results, pair: list[Results]) -> None:
+    one, two = alone["adapters, stage 3"], pair[0][job]
     assert [report.loss for report in two["reports"]] == pytest.approx(
         [report.loss for report in one["reports"]], rel=1e-4
     )
