@@ -112,7 +112,9 @@ def test_a_run_that_is_asked_to_stop_keeps_its_steps_and_says_how_to_go_on(
     out, run_file = tmp_path / "run", {"train": TINY, "sft": SFT}[kind]
     settings = [*SYNCHRONOUS, f"data.path={data}", "checkpoint.every_steps=100"]
     running = command(kind, run_file, out, [*settings, "loop.steps=400"])
-    process = subprocess.Popen(running, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        running, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=take_interrupts
+    )
     while len(steps(out)) < 3:
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)  # another process, which no event of ours can announce
@@ -134,6 +136,11 @@ def test_a_run_that_is_asked_to_stop_keeps_its_steps_and_says_how_to_go_on(
     if kind == "train":
         common = min(len(steps(out)), len(steps(whole)))
         assert numbers(out)[:common] == numbers(whole)[:common]
+
+
+def take_interrupts() -> None:
+    """Where the tests run in a shell's background, they and their processes ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_a_supervised_run_leaves_what_a_run_leaves(data: Path, tmp_path: Path):
