@@ -126,7 +126,7 @@ class Engine:
         if not is_applied or not math.isfinite(grad_norm):
             raise NonFiniteStep(
                 f"the loss is {by_name['loss']}, the gradient's norm {grad_norm}, the largest log-ratio of learner to "
-                f"sampler {float(largest):.3g} (at most {FARTHEST:g}); nothing was updated"
+                f"sampler {float(largest):.3g}, up or down (one above {FARTHEST:g} is refused); nothing was updated"
             )
         return Update(sums=by_name, max_abs_log_ratio=float(largest), grad_norm=grad_norm, learning_rate=rate)
 

@@ -45,7 +45,7 @@ def load_policy(config: LearnerConfig, folder: str, device: torch.device) -> Any
 
 
 def load_model(folder: str, dtype: torch.dtype, device: torch.device) -> Any:
-    """Its head is an `AnswerHead`. Raises ValueError if its attention slides, which packed rows do not know."""
+    """Its head is an `AnswerHead`. Raises ValueError if that has a bias, or if attention slides: rows know neither."""
     attention = {"text_config": NAME, "vision_config": "sdpa"}
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, attn_implementation=attention)
     if "sliding_attention" in model.config.text_config.layer_types:

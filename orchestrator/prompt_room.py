@@ -2,20 +2,20 @@
 
 from pathlib import Path
 
-from learner.encode import PairEncoder
 from orchestrator.config import ConfigError
 from rollout.config import RolloutConfig
 from tvr.dataset import load, load_golds
 from tvr.records import Prompt
 
 
-def check_room(rollout: RolloutConfig, encoder: PairEncoder, prompt: Prompt) -> None:
-    """Raises ConfigError unless the longest answer that is allowed fits behind *prompt*."""
-    have, longest, room = len(encoder.tokenise(prompt)), rollout.max_answer_tokens, rollout.max_model_len
-    if have + longest > room:
+def check_room(rollout: RolloutConfig, prompt: Prompt, num_tokens: int) -> None:
+    """Raises ConfigError unless the longest answer that is allowed fits behind *prompt*, which has *num_tokens*."""
+    longest, room = rollout.max_answer_tokens, rollout.max_model_len
+    if num_tokens + longest > room:
         raise ConfigError(
-            f"rollout.max_model_len = {room}: prompt {prompt.id} has {have} tokens and its answer up to {longest} "
-            f"(rollout.max_answer_tokens); raise it to {have + longest} or more, or give smaller pictures"
+            f"rollout.max_model_len = {room}: prompt {prompt.id} has {num_tokens} tokens and its answer up to "
+            f"{longest} (rollout.max_answer_tokens); raise it to {num_tokens + longest} or more, or give "
+            "smaller pictures"
         )
 
 

@@ -158,7 +158,8 @@ def _check_longest(config: RunConfig, data: Path) -> None:
         cause = str(error).splitlines()[0]
         raise ConfigError(f"model = {str(config.model)!r}: its processor cannot be used ({cause})") from error
     for split in ("train", "test"):
-        check_room(config.rollout, encoder, largest_prompt(data, split))
+        prompt = largest_prompt(data, split)
+        check_room(config.rollout, prompt, len(encoder.tokenise(prompt)))
 
 
 def _prompts(config: RunConfig, console: Console) -> tuple[Path, PromptSet, list[Prompt]]:

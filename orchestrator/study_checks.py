@@ -83,7 +83,7 @@ def check_prompt(study: StudyConfig, encoder: PairEncoder, prompt: Prompt) -> No
         encoder.encode(prompt, token_ids)
     except ValueError as error:
         raise ConfigError(f"model = {model!r}: {error}; {REMEDY}") from error
-    check_room(study.rollout, encoder, prompt)
+    check_room(study.rollout, prompt, len(token_ids))
 
 
 def check_scenes(study: StudyConfig) -> None:

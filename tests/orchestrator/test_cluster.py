@@ -17,6 +17,7 @@ from orchestrator.config import ConfigError, load_run_config
 TINY = Path("deploy/runs/tiny_cpu.toml")
 
 LOCAL_RUN = """
+import os
 import sys
 from pathlib import Path
 import ray
@@ -28,14 +29,20 @@ def work():
     return "worked"
 
 with connected(load_run_config(Path("deploy/runs/tiny_cpu.toml"))):
-    print(ray.get(work.remote()), ray.get_runtime_context().gcs_address, flush=True)
+    token = os.environ.get("RAY_AUTH_TOKEN")
+    print(ray.get(work.remote()), ray.get_runtime_context().gcs_address, token, flush=True)
     sys.stdin.read()
 """
 ATTACK = """
 import os, sys
 import ray
 ray.init(address=sys.argv[1], log_to_driver=False)
-print("ran in", ray.get(ray.remote(os.getppid).remote()))
+
+@ray.remote
+def intrude():
+    return os.getppid()
+
+print("ran in", ray.get(intrude.remote()))
 """
 
 
@@ -47,14 +54,20 @@ def test_nobody_without_its_token_runs_code_in_a_local_run(tmp_path):
     )
     assert run.stdout is not None
     with run:
-        worked, address = run.stdout.readline().split()
+        worked, address, token = run.stdout.readline().split()
         assert worked == "worked"
-        for mode in ({}, {"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}):
-            attack = [sys.executable, "-c", ATTACK, address]
+
+        def attack(**mode: str) -> subprocess.CompletedProcess[str]:
+            command = [sys.executable, "-c", ATTACK, address]
             stranger = env | {"HOME": str(tmp_path)} | mode
-            attacked = subprocess.run(attack, env=stranger, capture_output=True, text=True, timeout=120)
+            return subprocess.run(command, env=stranger, capture_output=True, text=True, timeout=120)
+
+        for mode in ({}, {"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}):
+            attacked = attack(**mode)
             assert "ran in" not in attacked.stdout
             assert attacked.returncode != 0
+        let_in = attack(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token)
+        assert "ran in" in let_in.stdout, let_in.stderr  # so the attack is one that works
         run.communicate("")
     assert run.returncode == 0
 
