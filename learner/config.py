@@ -101,6 +101,7 @@ class LearnerJob:
     temperature: float
     max_answer_tokens: int
     steps: int
+    device: Literal["cpu", "gpu"] = "cpu"
     seed: int = 0
     keep_checkpoints: int = 2
 

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from orchestrator.arguments import add_command, mendable, say, to_seed, with_epilog
-from orchestrator.config import ConfigError, explain, first_of, load_run_config
+from orchestrator.config import ConfigError, StartFailed, explain, first_of, load_run_config
 from orchestrator.data_commands import add_data_commands
 from orchestrator.display import counting
 from orchestrator.score_commands import add_score_commands
@@ -46,6 +46,9 @@ def main(arguments: list[str] | None = None) -> None:
     except ConfigError as error:
         print(f"star-r1: {error}", file=sys.stderr)  # noqa: T201
         sys.exit(2)
+    except StartFailed as error:
+        print(f"star-r1: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(1)
 
 
 def build_parser() -> argparse.ArgumentParser:

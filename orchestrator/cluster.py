@@ -20,6 +20,7 @@ import ray
 
 from learner.config import LearnerJob
 from orchestrator.config import ConfigError, RunConfig
+from orchestrator.placement import place_learner, place_reward_workers, place_rollout_worker, wanted
 from orchestrator.ray_actors import LearnerActor, RolloutActor
 from orchestrator.ray_roles import RayLearner, RayRollouts
 from orchestrator.ray_scoring import RayScorer
@@ -28,13 +29,9 @@ from reward_service.actor import RewardWorker
 logger = logging.getLogger(__name__)
 
 PACKAGES = ("tvr", "rollout", "learner", "reward_service", "orchestrator")
-REWARD_CPUS = 0.1
 ADDRESS_TIMEOUT_S = 10.0
 MANY_CALLS = 10_000
 """At once, to an actor whose calls wait for each other inside: the window, not Ray, says how many there are."""
-# Spin-waiting OpenMP threads starve a second engine on the same cores; compiled samplers make the first request slow.
-CPU_ENV = {"OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
-ENV = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "VLLM_NO_USAGE_STATS": "1"}
 
 
 @contextmanager
@@ -49,13 +46,15 @@ def connected(config: RunConfig) -> Iterator[None]:
         ray.init(log_to_driver=False)
         logger.info("using the Ray cluster at %s", address)
     else:
+        if config.device == "cpu":
+            _check_cores(config)
         os.environ.pop("RAY_ADDRESS", None)  # an empty one means a default cluster to Ray
         _lock_out_others()
         os.environ.setdefault("RAY_metrics_report_interval_ms", "2000")
         os.environ.setdefault("RAY_task_events_report_interval_ms", "0")  # for a dashboard, and there is none
-        wanted = config.rollout.workers + config.learner.ranks + math.ceil(_reward_cpus(config))
-        num_cpus = max(wanted, os.cpu_count() or 1)
-        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False)
+        num_cpus = max(math.ceil(wanted(config)["CPU"]), os.cpu_count() or 1)
+        num_gpus = 0 if config.device == "cpu" else None  # those that there are
+        ray.init(address="local", num_cpus=num_cpus, num_gpus=num_gpus, include_dashboard=False, log_to_driver=False)
         logger.info("started a local Ray with %d logical CPUs", num_cpus)
     try:
         yield
@@ -107,13 +106,11 @@ async def start_roles(
     The learner goes on from *checkpoint* and writes to *out*, both absolute; the rollout workers serve the model that
     the run began with. Raises ConfigError if the cluster is too small for them.
     """
-    _check_room(config)
     model = str(config.model.resolve())
-    scorers = ray.remote(num_cpus=REWARD_CPUS, max_concurrency=MANY_CALLS, runtime_env={"env_vars": ENV})(RewardWorker)
-    scorer = RayScorer(
-        [scorers.remote(config.reward_service) for _ in range(config.reward_service.workers)], config.reward_service
-    )
-    workers = [place_rollout_worker(config, scorer, index) for index in range(config.rollout.workers)]
+    scorers = [place.actor(RewardWorker, max_concurrency=MANY_CALLS) for place in await place_reward_workers(config)]
+    scorer = RayScorer([worker.remote(config.reward_service) for worker in scorers], config.reward_service)
+    ranks = await place_learner(config)  # before others take a part of the node that would hold them all
+    workers = [await start_rollout_worker(config, scorer, index) for index in range(config.rollout.workers)]
     rollouts = RayRollouts(workers, config.rollout)
     job = LearnerJob(
         model=model,
@@ -124,10 +121,11 @@ async def start_roles(
         steps=config.loop.steps,
         seed=config.seed,
         keep_checkpoints=config.checkpoint.keep,
+        device=config.device,
     )
-    ranks = config.learner.ranks
     learner = RayLearner(
-        [_actor(LearnerActor, 1).remote(config.learner, job, rank, ranks) for rank in range(ranks)], config.learner
+        [place.actor(LearnerActor).remote(config.learner, job, rank, len(ranks)) for rank, place in enumerate(ranks)],
+        config.learner,
     )
     await rollouts.start(config.start_timeout_s)
     await learner.start(config.start_timeout_s, checkpoint)
@@ -135,38 +133,19 @@ async def start_roles(
     return rollouts, scorer, learner
 
 
-def place_rollout_worker(config: RunConfig, scorer: RayScorer, index: int) -> Any:
-    """The actor number *index*, which is not ready yet."""
-    actor = _actor(RolloutActor, config.rollout.tensor_parallel_size).options(max_concurrency=MANY_CALLS)
-    return actor.remote(config.rollout, str(config.model.resolve()), f"rollout-{index}", scorer)
+async def start_rollout_worker(config: RunConfig, scorer: RayScorer, index: int) -> Any:
+    """The actor number *index*, which is not ready yet. Raises ConfigError if there is no room for it."""
+    place = await place_rollout_worker(config, index)
+    actor = place.actor(RolloutActor, max_concurrency=MANY_CALLS)
+    return actor.remote(config.rollout, str(config.model.resolve()), f"rollout-{index}", scorer, config.device)
 
 
-def _has_gpus() -> bool:
-    return ray.cluster_resources().get("GPU", 0) > 0
-
-
-def _actor(worker: type, num_devices: int) -> Any:
-    """An actor class of *worker* with *num_devices* GPUs (not yet run on a GPU), or one CPU where there is no GPU."""
-    if _has_gpus():
-        return ray.remote(num_gpus=num_devices, runtime_env={"env_vars": ENV})(worker)
-    return ray.remote(num_cpus=1, runtime_env={"env_vars": {**ENV, **CPU_ENV}})(worker)
-
-
-def _reward_cpus(config: RunConfig) -> float:
-    return REWARD_CPUS * config.reward_service.workers
-
-
-def _check_room(config: RunConfig) -> None:
-    """Raise ConfigError for what Ray would wait for without a word until `start_timeout_s` is over."""
-    per_rollout = config.rollout.tensor_parallel_size if _has_gpus() else 1
-    devices = config.rollout.workers * per_rollout + config.learner.ranks
-    wanted = {"GPU": float(devices), "CPU": 0.0} if _has_gpus() else {"CPU": float(devices)}
-    wanted["CPU"] += _reward_cpus(config)
-    present = ray.cluster_resources()
-    for kind, count in wanted.items():
-        if count > present.get(kind, 0.0) + 1e-6:
+def _check_cores(config: RunConfig) -> None:
+    """A local Ray would start any number of workers on the same cores, which then all miss their deadlines."""
+    cores = os.cpu_count() or 1
+    for key, count in {"rollout.workers": config.rollout.workers, "learner.ranks": config.learner.ranks}.items():
+        if count > cores:
             raise ConfigError(
-                f"the run needs {count:g} {kind}s (rollout.workers {config.rollout.workers}, learner.ranks "
-                f"{config.learner.ranks}, reward_service.workers {config.reward_service.workers} at {REWARD_CPUS} CPU) "
-                f"and the cluster has {present.get(kind, 0):g}; add nodes or lower these numbers"
+                f"{key} = {count}: this machine has {cores} cores, and each takes one; lower it, or use a cluster "
+                "(RAY_ADDRESS)"
             )

@@ -7,7 +7,7 @@ import difflib
 import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Self, TypeVar, get_args
+from typing import Any, Literal, NamedTuple, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -22,10 +22,17 @@ class ConfigError(ValueError):
     """A run file or a `--set` that cannot be used; its text is meant for the user."""
 
 
+class StartFailed(Exception):
+    """A worker did not become ready; the text says what it said last, and where the rest stands."""
+
+
 def first_of(group: BaseExceptionGroup[ConfigError]) -> ConfigError:
     """One message for a user, of the errors of parallel tasks."""
     first = group.exceptions[0]
     return first_of(first) if isinstance(first, BaseExceptionGroup) else first
+
+
+Device = Literal["cpu", "gpu"]
 
 
 class LoopConfig(BaseModel):
@@ -77,6 +84,7 @@ class Sections(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: Path = Field(description="Hugging Face folder of the starting policy, on every node.")
+    device: Device = Field(description="What rollout workers and learner ranks run on: cpu, or gpu, one or more each.")
     start_timeout_s: float = Field(default=600.0, gt=0, description="Seconds until all workers must be ready.")
     loop: LoopConfig
     evaluation: EvaluationConfig

@@ -17,6 +17,7 @@ from ray.util.metrics import Gauge
 from learner.config import LearnerConfig
 from orchestrator.ray_calls import Pool, each, within
 from orchestrator.ray_pictures import detached, reference, store
+from orchestrator.ray_start import Starting
 from orchestrator.roles import Exported
 from rollout.config import RolloutConfig
 from tvr.manifest import Manifest
@@ -40,11 +41,11 @@ class RayRollouts:
         return self._pool.actors
 
     async def start(self, timeout_s: float) -> None:
-        await each(self.workers, timeout_s, "start of a rollout worker", "ready")
+        await _make_ready(self.workers, timeout_s)
 
     async def add(self, actor: Any, timeout_s: float) -> None:
         """One worker more: it starts with the version that the others serve, and only then gets work."""
-        await each([actor], timeout_s, "start of a rollout worker", "ready")
+        await _make_ready([actor], timeout_s)
         async with self._updating:  # no version passes it by
             if self._served is not None:
                 await self._load([actor], self._served)
@@ -77,6 +78,12 @@ class RayRollouts:
         return await each(actors, self._config.timeout_s, what, "receive", exported.manifest, *exported.buckets)
 
 
+async def _make_ready(workers: Sequence[Any], timeout_s: float) -> None:
+    starting = Starting(workers, "rollout worker", timeout_s)
+    await starting.check_machines()
+    await starting.call("ready")
+
+
 class RayLearner:
     """`roles.Learner` on a group of `ray_actors.LearnerActor`; every call goes to all ranks at once."""
 
@@ -85,9 +92,11 @@ class RayLearner:
         self._config = config
 
     async def start(self, timeout_s: float, checkpoint: Path | None = None) -> None:
+        starting = Starting(self._ranks, "learner rank", timeout_s)
+        await starting.check_machines()
         address, port = await self.address(timeout_s)
         path = None if checkpoint is None else str(checkpoint)
-        await each(self._ranks, timeout_s, "start of a learner rank", "connect", address, port, path)
+        await starting.call("connect", address, port, path)
 
     async def address(self, timeout_s: float) -> tuple[str, int]:
         """Rank 0's, with a free port."""

@@ -30,6 +30,7 @@ from tvr.metrics import MetricsReport
 from tvr.records import PolicyVersion
 
 MAY_CHANGE = (
+    "device",
     "start_timeout_s",
     "loop.steps",
     "evaluation.every_steps",

@@ -15,6 +15,7 @@ from orchestrator.arguments import say
 from orchestrator.cluster import connected, start_roles
 from orchestrator.config import ConfigError, RunConfig
 from orchestrator.display import counting, live_note, step_line
+from orchestrator.environment import check_device
 from orchestrator.evaluate import CONCURRENT_PROMPTS, evaluate
 from orchestrator.metrics import MetricsFile
 from orchestrator.prompt_room import check_room, largest_prompt
@@ -99,6 +100,7 @@ async def started(config: RunConfig, out: Path, kind: Kind, console: Console, re
             *directory.changed,
         ):
             say(console, line)
+        check_device(config.device)
         _check_rule(config)
         data, training, held_out = _prompts(config, console)
         directory.check_data(data)

@@ -27,8 +27,8 @@ from tvr.records import PolicyVersion, Prompt, Sample, Trace, VersionSpan
 logger = logging.getLogger(__name__)
 
 PICTURES_PER_PROMPT = 2
-# Preprocessed pictures that wait for the worker process. The file is sparse and a ring: it fills up, then is reused.
-PICTURE_CACHE_GIB = 1.0
+GPU_BATCHED_TOKENS = 8192
+"""Of prompts, a step. vLLM's default here is 2048, and a new version has the keys of every answer computed again."""
 
 # On a CPU. Smaller blocks than the default of 128 tokens let the siblings of a group share more of a short prompt.
 CPU_BLOCK_TOKENS = 32
@@ -325,9 +325,29 @@ def _start_vllm(config: RolloutConfig, model: str, picture_cache_name: str) -> A
     return AsyncLLM.from_engine_args(args)
 
 
+def picture_cache_bytes(config: RolloutConfig, model: str) -> int:
+    """Room in shared memory for the preprocessed pictures of all prompts that a worker samples at once.
+
+    vLLM keeps them in a ring, and ends if one is overwritten that a sibling has yet to read. A prompt cannot have more
+    patches than `max_model_len` has room for, nor pictures more than the processor lets through.
+    """
+    from transformers import AutoProcessor
+
+    pictures = AutoProcessor.from_pretrained(model).image_processor
+    allowed = PICTURES_PER_PROMPT * pictures.size["longest_edge"] // pictures.patch_size**2
+    patches = min(allowed, config.max_model_len * pictures.merge_size**2)
+    values_a_patch = 3 * pictures.temporal_patch_size * pictures.patch_size**2
+    return config.concurrent_prompts * patches * values_a_patch * np.dtype(np.float32).itemsize
+
+
 def engine_arguments(config: RolloutConfig, model: str) -> dict[str, Any]:
     """What vLLM is started with."""
-    on_device: dict[str, Any] = {"gpu_memory_utilization": config.gpu_memory_utilization}
+    on_device: dict[str, Any] = {
+        "gpu_memory_utilization": config.gpu_memory_utilization,
+        "max_num_batched_tokens": max(config.max_model_len, GPU_BATCHED_TOKENS),
+        # In a placement group, as here, vLLM would make Ray actors of the other devices' workers.
+        "distributed_executor_backend": "mp" if config.tensor_parallel_size > 1 else "uni",
+    }
     if on_cpu():
         # A prompt cut in pieces would end the engine: the token sampled after a piece is taken back, and with it the
         # state of the request's random generator, which a CPU's cannot do.
@@ -348,7 +368,7 @@ def engine_arguments(config: RolloutConfig, model: str) -> dict[str, Any]:
         "logprobs_mode": "processed_logprobs",  # the default ignores the temperature
         # With the default type a paused request whose pictures were in the prefix cache cannot be started again.
         "mm_processor_cache_type": "shm",
-        "mm_processor_cache_gb": PICTURE_CACHE_GIB,
+        "mm_processor_cache_gb": picture_cache_bytes(config, model) / (1 << 30),
         "worker_extension_cls": "rollout.weights.WorkerExtension",
         "weight_transfer_config": {"backend": config.weight_transport},
         "disable_log_stats": True,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from orchestrator.cluster import place_rollout_worker, start_roles
+from orchestrator.cluster import start_roles, start_rollout_worker
 from orchestrator.config import RunConfig
 from orchestrator.publish import make_publisher
 from orchestrator.ray_roles import RayLearner, RayRollouts
@@ -31,7 +31,7 @@ async def gaps_around_a_publish(
     await (await publisher.send(report.version))
     gaps.append(await gap(rollouts, learner, prompts, version=1))
     if add_worker:
-        added = place_rollout_worker(config, scorer, index=1)
+        added = await start_rollout_worker(config, scorer, index=1)
         await rollouts.add(added, config.start_timeout_s)
         alone = RayRollouts([added], config.rollout)
         gaps.append(await gap(alone, learner, prompts, version=1))

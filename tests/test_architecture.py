@@ -18,7 +18,10 @@ MAY_IMPORT = {
     "orchestrator": set(PACKAGES),
 }
 ONLY_IMPORTERS = {
-    "ray": {"orchestrator/cluster.py", "orchestrator/ray_pictures.py", "orchestrator/ray_roles.py"},
+    "ray": {
+        *("orchestrator/cluster.py", "orchestrator/on_node.py", "orchestrator/placement.py"),
+        *("orchestrator/ray_pictures.py", "orchestrator/ray_roles.py", "orchestrator/ray_start.py"),
+    },
     "deepspeed": {"learner/engine.py", "learner/zero_state.py"},
     "vllm": {"rollout/engine.py", "rollout/inprocess.py", "rollout/weights.py", "learner/nccl.py"},
 }

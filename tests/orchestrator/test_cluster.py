@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import ray
 
 import orchestrator.cluster
 from orchestrator.cluster import connected
@@ -84,29 +83,13 @@ def test_other_code_of_the_same_name_in_the_directory_of_the_run_is_said_at_once
         connected(config).__enter__()
 
 
-def resources(monkeypatch: pytest.MonkeyPatch, **present: float) -> None:
-    monkeypatch.setattr(ray, "cluster_resources", lambda: present)
-
-
-@pytest.mark.parametrize(
-    ("present", "overrides", "says"),
-    [
-        ({"CPU": 2.0}, [], "needs 2.1 CPUs"),  # a rollout worker, a learner rank, a tenth for the reward worker
-        ({"CPU": 3.0}, ["reward_service.workers=11"], "needs 3.1 CPUs"),
-        ({"CPU": 64.0, "GPU": 1.0}, [], "needs 2 GPUs"),
-        ({"CPU": 0.0, "GPU": 8.0}, [], "needs 0.1 CPUs"),
-    ],
-)
-def test_workers_that_a_cluster_has_no_room_for_are_refused(monkeypatch, present, overrides, says):
-    resources(monkeypatch, **present)
-    with pytest.raises(ConfigError, match=rf"{says} .rollout.workers 1, learner.ranks 1, reward_service.workers 1"):
-        orchestrator.cluster._check_room(load_run_config(TINY, overrides))
-
-
-def test_workers_that_just_fit_are_placed(monkeypatch):
-    for present in ({"CPU": 2.1}, {"CPU": 0.1, "GPU": 2.0}):
-        resources(monkeypatch, **present)
-        orchestrator.cluster._check_room(load_run_config(TINY))
+@pytest.mark.parametrize("key", ["rollout.workers", "learner.ranks"])
+def test_more_workers_than_cores_are_refused_on_a_local_ray_alone(monkeypatch, key):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    with pytest.raises(ConfigError, match=f"{key} = 4: this machine has 3 cores, and each takes one; lower it, or"):
+        connected(load_run_config(TINY, [f"{key}=4"])).__enter__()
+    orchestrator.cluster._check_cores(load_run_config(TINY, [f"{key}=3"]))
 
 
 @pytest.mark.parametrize("address", ["foo", "127.0.0.1", "127.0.0.1:x", "127.0.0.1:99999", "no-such-host.invalid:6379"])
