@@ -1,25 +1,33 @@
 # Two commands do everything: `make train` and `make test`. Both set up .venv first, if it is missing or out of date.
+# DEVICE=gpu takes an environment of its own, .venv-gpu: the two builds of vLLM are the same import package.
 
 PYTHON ?= python3.11
+DEVICE ?= cpu
 RUN ?= deploy/runs/tiny_cpu.toml
 ARGS ?=
-CONSTRAINTS := deploy/constraints/cpu.txt
-TORCH := torch==2.13.0+cpu
-TORCH_INDEX := https://download.pytorch.org/whl/cpu
-BIN := .venv/bin
-STAMP := .venv/.set-up
+VENV := $(if $(filter gpu,$(DEVICE)),.venv-gpu,.venv)
+CONSTRAINTS := deploy/constraints/$(DEVICE).txt
+TORCH := torch==2.13.0$(if $(filter cpu,$(DEVICE)),+cpu)
+TORCH_INDEX := https://download.pytorch.org/whl/$(if $(filter gpu,$(DEVICE)),cu130,cpu)
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.set-up-$(DEVICE)
 CODE := tvr rollout learner reward_service orchestrator deploy tests
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup train test mutants check-tools
+.PHONY: help setup train test test-gpu mutants check-tools check-gpu-machine
+
+ifeq ($(filter cpu gpu,$(DEVICE)),)
+$(error DEVICE=$(DEVICE) is neither cpu nor gpu)
+endif
 
 help:  ## Show this list
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
 	@echo '  e.g. make train ARGS="--out output/mine"'
+	@echo '       make train DEVICE=gpu RUN=deploy/runs/qwen2_5_vl_3b_lora.toml'
 
-setup: $(STAMP)  ## Make .venv and install (once; again only when pyproject.toml or the pins change)
+setup: $(STAMP)  ## Make .venv and install (DEVICE=gpu: .venv-gpu; once, and when pyproject.toml or the pins change)
 
 train: $(STAMP)  ## Train the tiny policy on this CPU: render, GRPO, metrics before and after (RUN=..., ARGS=...)
 	$(BIN)/star-r1 train $(RUN) $(ARGS)
@@ -29,6 +37,10 @@ test: $(STAMP)  ## Lint, check types, run all tests (ARGS=... goes to pytest)
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile $(ARGS)
+
+test-gpu:  ## What only a GPU can show, in ten minutes; an error where there is none (not yet run on a GPU)
+	@$(MAKE) --no-print-directory DEVICE=gpu setup
+	.venv-gpu/bin/pytest --device gpu -v tests/gpu tests/rollout/test_worker.py $(ARGS)
 
 mutants: $(STAMP)  ## Break the learner and the loop in hundreds of ways: does a test notice? (ARGS=FILE; half an hour)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutants $(ARGS)
@@ -42,11 +54,15 @@ check-tools:
 	@command -v g++ >/dev/null || { \
 	  echo "There is no C++ compiler (g++), which torch needs. Install one (Debian: apt-get install g++)." >&2; exit 1; }
 
-# torch comes first and by itself: where the package index has no CPU build, it is fetched from PyTorch's own.
-$(STAMP): pyproject.toml $(CONSTRAINTS) deploy/torchvision_cpu.py deploy/torchvision_shim.py | check-tools
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+check-gpu-machine: check-tools
+	@$(PYTHON) deploy/check_gpu_machine.py
+
+# torch comes first and by itself: where the package index lacks this build, it is fetched from PyTorch's own.
+.venv/.set-up-cpu: pyproject.toml deploy/constraints/cpu.txt deploy/torchvision_cpu.py deploy/torchvision_shim.py
+$(STAMP): pyproject.toml $(CONSTRAINTS) | $(if $(filter gpu,$(DEVICE)),check-gpu-machine,check-tools)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -c $(CONSTRAINTS) '$(TORCH)' \
 	  || $(BIN)/pip install --quiet -c $(CONSTRAINTS) --extra-index-url $(TORCH_INDEX) '$(TORCH)'
-	$(BIN)/pip install --quiet -c $(CONSTRAINTS) -e '.[cpu,dev]'
-	$(BIN)/python deploy/torchvision_cpu.py
+	$(BIN)/pip install --quiet -c $(CONSTRAINTS) -e '.[$(DEVICE),dev]'
+	$(if $(filter cpu,$(DEVICE)),$(BIN)/python deploy/torchvision_cpu.py)
 	touch $@

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import ray
 from ray.util import get_node_ip_address
 
-
 _MARKS = (":job_id:", ":actor_name:", ":task_name:")
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from rollout.config import NCCL, RolloutConfig
+from rollout.orphan import adopt_engine
 from tvr.manifest import Bucket, Manifest, TensorInfo
 from tvr.pictures import decode_pair
 from tvr.records import PolicyVersion, Prompt, Sample, Trace, VersionSpan
@@ -308,6 +309,7 @@ def on_cpu() -> bool:
 
 def _start_vllm(config: RolloutConfig, model: str, picture_cache_name: str) -> Any:
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    adopt_engine()
     os.environ["VLLM_OBJECT_STORAGE_SHM_BUFFER_NAME"] = picture_cache_name
     if on_cpu():
         if config.kv_cache_mib is None:

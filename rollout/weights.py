@@ -25,6 +25,7 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 from vllm.platforms import current_platform
 
 from rollout.config import OBJECT_STORE
+from rollout.orphan import end_with_worker
 
 
 @dataclass
@@ -111,4 +112,5 @@ def read_bucket(bucket: BucketUpdateInfo) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nobody writes
+end_with_worker()
 WeightTransferEngineFactory.register_engine(OBJECT_STORE, ObjectStoreTransfer)

@@ -3,10 +3,9 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import pytest
 import torch
 
-from learner.nccl import NcclSender, _Parameters
+from learner.nccl import _Parameters
 
 
 class OneLayer:
@@ -35,10 +34,3 @@ def test_what_is_declared_is_what_is_sent_one_parameter_at_a_time():
         sent.append((name, tensor.dtype, tuple(tensor.shape)))
     assert engine.open == []
     assert [(meta.name, meta.dtype, meta.shape) for meta in source.metadata()] == sent
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="vLLM opens the transfer on a CUDA GPU only")
-def test_vllm_takes_what_rank_0_gives_it():
-    """A group of one sends to nobody: this shows that vLLM's interface is the one we call, not that weights arrive."""
-    NcclSender(OneLayer(), rank=0, address="127.0.0.1", port=29555, world_size=1).send()

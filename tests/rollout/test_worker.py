@@ -1,6 +1,8 @@
 """The worker with vLLM's real engine, against Hugging Face's forward pass on the same tokens, in float32.
 
-One engine for the whole file. Each test publishes what it needs; the last one leaves the worker unusable.
+On a GPU (`make test-gpu`, not yet run) the engine is another program: its core a process, its weights files, its steps
+compiled and asynchronous; and it computes in bfloat16. One engine for the whole file. Each test publishes what it
+needs; the last one leaves the worker unusable.
 """
 
 import asyncio
@@ -27,7 +29,9 @@ from tvr.records import Gold, ImagePair, PolicyVersion, Prompt, Sample, SampleGr
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
 TEMPERATURE = 0.8
-TOLERANCE = 1e-4
+DTYPE = {"cpu": torch.float32, "gpu": torch.bfloat16}
+TOLERANCE = {"cpu": 1e-4, "gpu": 0.3}
+"""Nats. bfloat16 rounds a logit of 16 by up to 0.06, and every layer before it."""
 START = PolicyVersion(0)
 Weights = dict[str, torch.Tensor]
 
@@ -39,6 +43,7 @@ class Served:
     worker: RolloutWorker
     model: Any
     processor: Any
+    device: str
     version: PolicyVersion = START
     weights: dict[PolicyVersion, Weights] = field(default_factory=dict)
 
@@ -48,8 +53,13 @@ class Served:
         weights = {}
         for name, tensor in self.weights[START].items():
             spread = float(tensor.std()) if tensor.ndim > 1 else 0.3
-            weights[name] = tensor + 0.3 * spread * torch.randn(tensor.shape, generator=generator)
+            moved = tensor + 0.3 * spread * torch.randn(tensor.shape, generator=generator)
+            weights[name] = moved.to(DTYPE[self.device])
         return weights
+
+    @property
+    def tolerance(self) -> float:
+        return TOLERANCE[self.device]
 
     async def sample(self, prompt: Prompt, seed: int) -> SampleGroup:
         return (await self.worker.sample(prompt, seed)).group
@@ -105,12 +115,21 @@ def packed(version: int, weights: Weights) -> tuple[Manifest, Bucket, Bucket]:
         buckets.append({name: weights[name].contiguous().reshape(-1).view(torch.uint8).numpy() for name in half})
     infos = tuple(
         tuple(
-            TensorInfo(name=name, dtype="float32", shape=tuple(weights[name].shape), checksum=checksum(content))
+            TensorInfo(
+                name=name,
+                dtype=_name(weights[name].dtype),
+                shape=tuple(weights[name].shape),
+                checksum=checksum(content),
+            )
             for name, content in bucket.items()
         )
         for bucket in buckets
     )
     return Manifest(version=PolicyVersion(version), buckets=infos), buckets[0], buckets[1]
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 class Payer:
@@ -122,27 +141,36 @@ class Payer:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def served(policy_folder: Path) -> AsyncIterator[Served]:
+async def served(policy_folder: Path, device: str) -> AsyncIterator[Served]:
     config = RolloutConfig(
         samples_per_prompt=8,
         max_answer_tokens=48,
         temperature=TEMPERATURE,
-        dtype="float32",
+        dtype=_name(DTYPE[device]),
         max_model_len=256,
         max_num_seqs=12,
         kv_cache_mib=16,
+        gpu_memory_utilization=0.3,  # a second engine beside it
     )
     worker = RolloutWorker(config, str(policy_folder), "test", Payer())
     assert await worker.ready() == "test"
     model = AutoModelForImageTextToText.from_pretrained(policy_folder, dtype=torch.float32).eval()
-    first = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    first = {name: parameter.detach().to(DTYPE[device], copy=True) for name, parameter in model.named_parameters()}
     yield Served(
         worker=worker,
         model=model,
         processor=AutoProcessor.from_pretrained(policy_folder),
+        device=device,
         weights={START: first},
     )
     await worker.shutdown()
+
+
+def common_start(first: Sample, second: Sample) -> int:
+    """Tokens before the first that differs."""
+    shorter = min(len(first.trace.token_ids), len(second.trace.token_ids))
+    same = first.trace.token_ids[:shorter] == second.trace.token_ids[:shorter]
+    return shorter if same.all() else int(same.argmin())
 
 
 def token_ids(group: SampleGroup) -> list[list[int]]:
@@ -161,7 +189,7 @@ async def test_a_group_has_its_samples_with_end_token_and_text(
         assert (trace.token_ids[-1] == tokenizer.eos_token_id) == (trace.finish == "stop")
         assert trace.finish == "stop" or len(trace.token_ids) == 48
         assert sample.text == tokenizer.decode(trace.token_ids, skip_special_tokens=True)
-    assert {sample.trace.finish for sample in group.samples} == {"stop", "length"}
+    assert {sample.trace.finish for sample in group.samples} == {"stop", "length"} or served.device == "gpu"
     assert len({tuple(ids) for ids in token_ids(group)}) == 8
 
 
@@ -206,8 +234,8 @@ async def test_logprobs_are_the_learners_before_and_after_a_publish(
     after = await served.sample(make_prompt(1), seed=3)
     assert before.oldest_version == served.version - 1
     assert after.oldest_version == served.version
-    assert served.max_difference(before) < TOLERANCE
-    assert served.max_difference(after) < TOLERANCE
+    assert served.max_difference(before) < served.tolerance
+    assert served.max_difference(after) < served.tolerance
 
 
 async def test_a_version_that_comes_by_files_is_the_same(
@@ -218,7 +246,7 @@ async def test_a_version_that_comes_by_files_is_the_same(
     await served.publish(seed=2)
     group = await served.sample(make_prompt(1), seed=3)
     assert group.oldest_version == served.version
-    assert served.max_difference(group) < TOLERANCE
+    assert served.max_difference(group) < served.tolerance
 
 
 async def test_an_old_version_is_refused_and_the_worker_goes_on(
@@ -227,7 +255,7 @@ async def test_an_old_version_is_refused_and_the_worker_goes_on(
     with pytest.raises(ValueError, match="not newer"):
         await served.worker.receive(*packed(served.version, served.weights[START]))
     group = await served.sample(make_prompt(2), seed=0)
-    assert served.max_difference(group) < TOLERANCE
+    assert served.max_difference(group) < served.tolerance
 
 
 async def test_answers_in_flight_go_on_under_the_new_version(
@@ -247,7 +275,7 @@ async def test_answers_in_flight_go_on_under_the_new_version(
     done = [await group for group in groups]
     assert any(len(sample.trace.versions) > 1 for group in done for sample in group.samples)
     for group in done:
-        assert served.max_difference(group) < TOLERANCE
+        assert served.max_difference(group) < served.tolerance
 
 
 @pytest.mark.parametrize(("part", "seed"), [("all", 11), ("language", 12)])
@@ -265,8 +293,14 @@ async def test_after_an_update_no_cache_is_left_of_the_old_weights(
     served.processor.save_pretrained(tmp_path)
     fresh = await asyncio.to_thread(answers_of_a_fresh_engine, served.worker.config, tmp_path, prompts)
     for old, new, expected in zip(before, after, fresh, strict=True):
-        assert new.trace.token_ids.tolist() == expected.trace.token_ids.tolist() != old.trace.token_ids.tolist()
-        np.testing.assert_allclose(new.trace.logprobs, expected.trace.logprobs, rtol=0, atol=1e-5)
+        assert new.trace.token_ids.tolist() != old.trace.token_ids.tolist()
+        same = common_start(new, expected)
+        # Greedy answers of two engines in bfloat16 part where two tokens are as likely.
+        assert same == len(new.trace.token_ids) == len(expected.trace.token_ids) or (
+            served.device == "gpu" and same > 4
+        )
+        atol = 1e-5 if served.device == "cpu" else served.tolerance
+        np.testing.assert_allclose(new.trace.logprobs[:same], expected.trace.logprobs[:same], rtol=0, atol=atol)
 
 
 async def test_after_an_incomplete_update_the_worker_refuses_everything(
