@@ -40,6 +40,15 @@ def check_gpus(share: float, said_by: str) -> None:
             )
 
 
+def check_folder(folder: Path, what: str) -> None:
+    """Raise UnfitMachine unless this node sees *folder*, which is *what* and which the driver's node has."""
+    if not folder.is_dir():
+        raise UnfitMachine(
+            f"{folder}, {what}, is not there; give a path on a file system that all nodes share"
+            + (", or copy it to every node" if what == "the model" else "")
+        )
+
+
 def check_shared_memory(folder: Path, wanted: int, what: str) -> None:
     """Raise UnfitMachine unless *wanted* bytes are free in *folder*; *what* they are for."""
     usage = shutil.disk_usage(folder)

@@ -10,7 +10,7 @@ import numpy as np
 from learner.actor import LearnerRank
 from learner.config import LearnerConfig, LearnerJob
 from orchestrator.config import Device
-from orchestrator.machine import check_gpus, check_shared_memory
+from orchestrator.machine import check_folder, check_gpus, check_shared_memory
 from orchestrator.on_node import OnNode
 from orchestrator.ray_pictures import attached
 from rollout.actor import RolloutWorker
@@ -32,6 +32,7 @@ class RolloutActor(OnNode, RolloutWorker):
 
     def check_machine(self, workers_here: int) -> None:
         """Whether this node is fit for *workers_here* of them. Raises UnfitMachine."""
+        check_folder(Path(self.model), "the model")
         if self._device == "gpu":
             check_gpus(self.config.gpu_memory_utilization, "rollout.gpu_memory_utilization")
         wanted = workers_here * picture_cache_bytes(self.config, self.model)
@@ -56,10 +57,12 @@ class LearnerActor(OnNode, LearnerRank):
 
     def __init__(self, config: LearnerConfig, job: LearnerJob, rank: int, world_size: int) -> None:
         super().__init__(config, job, rank, world_size)
-        self._device = job.device
+        self._device, self._model, self._folder = job.device, job.model, job.folder
 
     def check_machine(self, workers_here: int) -> None:
         """Whether this node is fit for it. Raises UnfitMachine."""
+        check_folder(Path(self._model), "the model")
+        check_folder(Path(self._folder), "the run directory")
         if self._device == "gpu":
             check_gpus(LEARNER_SHARE, "a learner rank")
 

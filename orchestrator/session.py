@@ -18,6 +18,7 @@ from orchestrator.display import counting, live_note, step_line
 from orchestrator.environment import check_device
 from orchestrator.evaluate import CONCURRENT_PROMPTS, evaluate
 from orchestrator.metrics import MetricsFile
+from orchestrator.model_folder import open_model_folder
 from orchestrator.prompt_room import check_room, largest_prompt
 from orchestrator.publish import make_publisher
 from orchestrator.ray_roles import RayLearner, RayMetrics, RayRollouts
@@ -101,10 +102,11 @@ async def started(config: RunConfig, out: Path, kind: Kind, console: Console, re
         ):
             say(console, line)
         check_device(config.device)
+        encoder = open_model_folder(config.model)
         _check_rule(config)
         data, training, held_out = _prompts(config, console)
         directory.check_data(data)
-        _check_longest(config, data)
+        _check_longest(config, encoder, data)
         prompts = PromptOrder(training, config.seed)
         prompts.seek(directory.version * config.loop.groups_per_step)
         with connected(config), cancelled_by_sigterm():  # Ray has a handler of its own, which would abort
@@ -153,12 +155,7 @@ def _check_rule(config: RunConfig) -> None:
         raise ConfigError(f"reward_service.rule: {error}") from error
 
 
-def _check_longest(config: RunConfig, data: Path) -> None:
-    try:
-        encoder = PairEncoder(config.model)
-    except (OSError, ValueError) as error:
-        cause = str(error).splitlines()[0]
-        raise ConfigError(f"model = {str(config.model)!r}: its processor cannot be used ({cause})") from error
+def _check_longest(config: RunConfig, encoder: PairEncoder, data: Path) -> None:
     for split in ("train", "test"):
         prompt = largest_prompt(data, split)
         check_room(config.rollout, prompt, len(encoder.tokenise(prompt)))

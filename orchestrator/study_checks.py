@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
-from transformers import AutoConfig
 
 from learner.encode import PairEncoder
 from orchestrator.config import ConfigError
 from orchestrator.display import counting
+from orchestrator.model_folder import REMEDY, open_model_folder
 from orchestrator.prompt_room import check_room, largest_prompt
 from orchestrator.study_config import StudyConfig
 from orchestrator.study_directory import StudyDirectory, check_base
@@ -19,10 +19,6 @@ from tvr.dataset import PromptSet, load, load_golds
 from tvr.records import Prompt
 from tvr.rendered import ensure
 from tvr.scene import ATTRIBUTES, Scene, Transformation
-
-PROCESSOR_FILES = (("tokenizer.json",), ("processor_config.json", "preprocessor_config.json"))
-"""Of each, one must be there."""
-REMEDY = "give a folder that holds a vision-language model and its own processor"
 
 
 def prepare(study: StudyConfig, directory: StudyDirectory, console: Console) -> dict[str, str]:
@@ -51,23 +47,7 @@ def load_test_pairs(study: StudyConfig) -> PromptSet:
 
 def check_processor(model: Path, num_objects: int) -> PairEncoder:
     """The processor beside the *model*, which fits it and has words for all answers about *num_objects* objects."""
-    for names in PROCESSOR_FILES:
-        if not any((model / name).exists() for name in names):
-            raise ConfigError(f"model = {str(model)!r}: has no {' or '.join(names)}; {REMEDY}")
-    encoder = PairEncoder(model)
-    config, images = AutoConfig.from_pretrained(model), encoder.processor.image_processor
-    fits = {
-        "patch_size": (images.patch_size, config.vision_config.patch_size),
-        "merge_size": (images.merge_size, config.vision_config.spatial_merge_size),
-        "temporal_patch_size": (images.temporal_patch_size, config.vision_config.temporal_patch_size),
-        "image_token_id": (encoder.image_token_id, config.image_token_id),
-    }
-    for name, (of_processor, of_model) in fits.items():
-        if of_processor != of_model:
-            raise ConfigError(
-                f"model = {str(model)!r}: {name} is {of_processor} in its processor and {of_model} in its config; "
-                f"{REMEDY}"
-            )
+    encoder = open_model_folder(model)
     _check_words(model, encoder, num_objects)
     return encoder
 

@@ -218,7 +218,7 @@ TRAIN = ["train", TINY, *(part for setting in MADE for part in ("--set", setting
         ([*TRAIN, "model=nowhere"], "model = 'nowhere': has no config.json; give the path of a model folder"),
         ([*TRAIN, "learner.learning_rate=inf"], "learner.learning_rate = inf: input should be a finite number"),
         ([*TRAIN, "rollout.max_model_len=70"], "rollout.max_model_len = 70: prompt "),
-        ([*TRAIN, "model=broken_model"], "model = 'broken_model': its processor cannot be used ("),
+        ([*TRAIN, "model=broken_model"], "model = 'broken_model': has no tokenizer.json; give a folder"),
         ([*TRAIN, "reward_service.rule=nosuch:f"], "reward_service.rule: the rule 'nosuch:f' cannot be imported"),
         ([*TRAIN, "data.seed=4"], "pairs was rendered with seed"),
         ([*TRAIN, "data.path=holds_something"], "data: "),

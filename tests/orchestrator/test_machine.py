@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from orchestrator.machine import UnfitMachine, check_gpus, check_shared_memory
+from orchestrator.machine import UnfitMachine, check_folder, check_gpus, check_shared_memory
 from orchestrator.on_node import last_lines
 
 
@@ -69,3 +69,9 @@ def test_the_last_lines_of_a_long_log_are_those_of_its_end(tmp_path):
     log.write_text("".join(f"{number}\n\n" for number in range(10_000)) + "the end, not whole")
     assert last_lines(str(log), 3) == ["9998", "9999", "the end, not whole"]
     assert last_lines(str(log), 10**6)[0] == "0"
+
+
+def test_a_model_that_is_on_another_node_only_is_named(tmp_path):
+    check_folder(tmp_path, "the model")
+    with pytest.raises(UnfitMachine, match=r"gone, the model, is not there; give a path .* or copy it to every node"):
+        check_folder(tmp_path / "gone", "the model")

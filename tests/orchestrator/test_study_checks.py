@@ -11,6 +11,7 @@ import pytest
 from learner.tiny_policy import make_tiny_policy
 from orchestrator.cli import main
 from orchestrator.config import ConfigError
+from orchestrator.model_folder import open_model_folder
 from orchestrator.prompt_room import largest_prompt
 from orchestrator.study_checks import check_processor, check_prompt, check_scenes, scene_hash
 from orchestrator.study_config import StudyConfig, load_study_config
@@ -105,6 +106,33 @@ def test_a_base_whose_processor_cuts_other_patches_is_refused(base, tmp_path):
     path.write_text(json.dumps(content))
     with pytest.raises(ConfigError, match="patch_size is 14 in its processor and 12 in its config"):
         check_processor(tmp_path / "model", num_objects=4)
+
+
+def test_a_folder_without_weights_is_refused(base, tmp_path):
+    shutil.copytree(base, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
+    with pytest.raises(
+        ConfigError, match=r"model': holds no weights \(\*.safetensors or \*.bin\); give a folder that does"
+    ):
+        open_model_folder(tmp_path / "model")
+
+
+def test_a_folder_that_was_copied_in_part_is_refused(base, tmp_path):
+    shutil.copytree(base, tmp_path / "model")
+    names = ["model.safetensors", "model-2.safetensors", "model-3.safetensors"]
+    index = {"weight_map": {f"weight {name}": name for name in names}}
+    (tmp_path / "model" / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ConfigError, match=r"lacks 2 of its 3 files of weights, such as model-2\.safetensors; copy"):
+        open_model_folder(tmp_path / "model")
+
+
+def test_a_tokeniser_of_another_model_is_refused(base, tmp_path):
+    shutil.copytree(base, tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    content = json.loads(path.read_text())
+    content["text_config"]["vocab_size"] = 50
+    path.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=r"its tokeniser has \d+ tokens and its vocabulary .* 50; give a folder"):
+        open_model_folder(tmp_path / "model")
 
 
 @pytest.mark.parametrize("word", ["cyan", "</answer>"])
