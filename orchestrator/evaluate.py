@@ -10,7 +10,7 @@ from tvr.behaviour import count_triplets, is_careful
 from tvr.metrics import Judgement, MetricsReport, judge, summarise
 from tvr.records import PolicyVersion, Prompt
 
-CONCURRENT_PROMPTS = 64
+PROMPTS_A_WORKER = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +45,7 @@ async def evaluate(
     rollouts: Rollouts,
     prompts: Sequence[Prompt],
     progress: Callable[[int], None],
-    concurrent_prompts: int = CONCURRENT_PROMPTS,
+    concurrent_prompts: int,
 ) -> Evaluation:
     """Of the served policy on *prompts*, so many at a time; *progress* is told how many are answered."""
     slots = asyncio.Semaphore(concurrent_prompts)

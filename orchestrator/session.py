@@ -16,7 +16,7 @@ from orchestrator.cluster import connected, start_roles
 from orchestrator.config import ConfigError, RunConfig
 from orchestrator.display import counting, live_note, step_line
 from orchestrator.environment import check_device
-from orchestrator.evaluate import CONCURRENT_PROMPTS, evaluate
+from orchestrator.evaluate import PROMPTS_A_WORKER, evaluate
 from orchestrator.metrics import MetricsFile
 from orchestrator.model_folder import open_model_folder
 from orchestrator.prompt_room import check_room, largest_prompt
@@ -55,18 +55,26 @@ class Session:
         if not self.held_out:
             return
         with counting(self.console, f"evaluation {when}") as counter:
-            found = await evaluate(self.rollouts, self.held_out, lambda done: counter(done, len(self.held_out)))
+            found = await evaluate(
+                self.rollouts, self.held_out, lambda done: counter(done, len(self.held_out)), self._all_at_once
+            )
         self.directory.add_evaluation(when, found)
 
     async def evaluate_beside(self) -> None:
         """`evaluate_served` while training goes on, a few prompts at a time."""
         await self.evaluate_served(self.config.evaluation.concurrent_prompts)
 
-    async def evaluate_served(self, concurrent_prompts: int = CONCURRENT_PROMPTS) -> None:
+    @property
+    def _all_at_once(self) -> int:
+        """Prompts that fill all workers."""
+        return PROMPTS_A_WORKER * len(self.rollouts.workers)
+
+    async def evaluate_served(self, concurrent_prompts: int | None = None) -> None:
         """The same between the first version and the last, said in a line and named by the versions that answered."""
         if not self.held_out:
             return
-        found = await evaluate(self.rollouts, self.held_out, lambda done: None, concurrent_prompts)
+        at_once = concurrent_prompts or self._all_at_once
+        found = await evaluate(self.rollouts, self.held_out, lambda done: None, at_once)
         asked = f"version {found.oldest}" + (f" to {found.newest}" if found.newest > found.oldest else "")
         self.directory.add_evaluation(asked, found)
         self.console.print(f"evaluation of {asked}: TAcc {found.report.metrics['TAcc']:.3f}", highlight=False)

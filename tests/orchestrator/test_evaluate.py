@@ -36,7 +36,7 @@ async def test_an_evaluation_has_the_means_and_the_replies_in_the_order_of_the_p
     prompts = [make_prompt(f"{number}/basic/center") for number in range(4)]
     rollouts = ReplyingRollouts({prompt.id: text for prompt, text in zip(prompts, ANSWERS, strict=True)})
     told: list[int] = []
-    found = await evaluate(rollouts, prompts, told.append)
+    found = await evaluate(rollouts, prompts, told.append, 64)
     assert found.careful == 2 / 4
     assert found.triplets == (1 + 2 + 0 + 0) / 4
     assert found.report.metrics["TAcc"] == 1 / 4
@@ -48,7 +48,7 @@ async def test_an_evaluation_has_the_means_and_the_replies_in_the_order_of_the_p
 async def test_the_file_of_an_evaluation_is_scored_to_the_same_metrics(tmp_path: Path):
     data = write_data(tmp_path / "data", [make_row(*row) for row in TRUTH.items()])
     prompts = list(load(data, "test"))
-    found = await evaluate(ReplyingRollouts(REPLIES), prompts, lambda done: None)
+    found = await evaluate(ReplyingRollouts(REPLIES), prompts, lambda done: None, 64)
     out = tmp_path / "run"
     out.mkdir()
     RunDirectory(out).add_evaluation("version 20", found)
