@@ -291,6 +291,7 @@ def make_optimizer(config: LearnerConfig, parameters: Iterable[torch.nn.Paramete
         betas=(config.beta1, config.beta2),
         eps=_ADAM_EPSILON,
         weight_decay=config.weight_decay,
+        fused=True if config.offload_optimizer else None,  # reads the host's memory once, not once an operation
     )
 
 
@@ -298,7 +299,7 @@ def zero_settings(config: LearnerConfig, device: torch.device) -> dict[str, Any]
     """What DeepSpeed shares out and where it keeps it."""
     settings: dict[str, Any] = {"stage": config.zero_stage}
     if config.offload_optimizer:
-        settings["offload_optimizer"] = {"device": "cpu"}
+        settings["offload_optimizer"] = {"device": "cpu", "pin_memory": device.type == "cuda"}
     return settings
 
 

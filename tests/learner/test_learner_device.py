@@ -10,7 +10,7 @@ import torch
 
 from learner import engine
 from learner.config import LearnerConfig
-from learner.engine import Engine, choose_device
+from learner.engine import Engine, choose_device, make_optimizer, zero_settings
 from learner.head import logits_at_once
 from tests.learner.ranks import make_job
 
@@ -69,6 +69,19 @@ def test_only_a_learner_on_a_cpu_looks_at_deepspeeds_operators(
     engine._join_process_group(LearnerConfig(timeout_s=5), device, 0, 1, "127.0.0.1", 1)
     assert list(table) == looked_up
     assert [(given["dist_backend"], given["timeout"]) for given in joined] == [(backend, timedelta(seconds=5))]
+
+
+def test_only_an_offloaded_optimizer_is_fused() -> None:
+    weight = torch.nn.Parameter(torch.zeros(1))
+    assert make_optimizer(LearnerConfig(offload_optimizer=True), [weight]).param_groups[0]["fused"] is True
+    assert make_optimizer(LearnerConfig(), [weight]).param_groups[0]["fused"] is None
+
+
+def test_offloaded_states_are_pinned_for_a_gpu_only() -> None:
+    config = LearnerConfig(offload_optimizer=True, zero_stage=3)
+    assert zero_settings(config, GPU) == {"stage": 3, "offload_optimizer": {"device": "cpu", "pin_memory": True}}
+    assert zero_settings(config, CPU) == {"stage": 3, "offload_optimizer": {"device": "cpu", "pin_memory": False}}
+    assert zero_settings(LearnerConfig(), GPU) == {"stage": 2}
 
 
 def test_a_gpu_holds_2_gb_of_logits_and_a_cpu_256_mb() -> None:
