@@ -3,7 +3,7 @@
 Rows stand one after the other without padding: `prompt | answer 1 | ... | answer G | prompt | ...`. A mask over all of
 it would be quadratic in the whole pass and mostly false. Here each row is two calls of PyTorch's own attention instead:
 the prompt over itself, and all answers at once, each over the prompt and itself. `load_policy` in `engine.py` hands
-this function to the language model as its attention; the vision tower keeps its own.
+this function to the language model as its attention; the vision tower has that of `windows.py`.
 
 Shapes: T tokens of a pass, H query heads, D their size, Lp prompt tokens and G answers of a row, A its longest answer.
 """

@@ -17,6 +17,7 @@ import torch
 
 from learner.attention import Span, make_span
 from learner.encode import EncodedPair
+from learner.windows import picture_features
 from tvr.records import SampleGroup
 
 RopeIndex = Callable[..., tuple[torch.Tensor, torch.Tensor]]
@@ -124,7 +125,7 @@ def answer_logprobs(model: Any, batch: Batch, temperature: float) -> torch.Tenso
     policy may sample the picture placeholder too, which is then a token like any other, as it is to the engine.
     """
     inner = model.model
-    pictures = torch.cat(inner.get_image_features(batch.pixel_values, batch.image_grid_thw).pooler_output)
+    pictures = picture_features(inner, batch.pixel_values, batch.image_grid_thw)
     words = model.get_input_embeddings()(batch.input_ids)
     embeddings = words[0].index_copy(0, batch.picture_places, pictures.to(words.dtype))[None]
     output = inner.language_model(

@@ -22,6 +22,7 @@ from learner.checkpoint import Checkpoint
 from learner.config import LearnerConfig, LearnerJob, learning_rate
 from learner.loss import FARTHEST, TokenLoss, spoil_if_not_finite
 from learner.policy import DTYPES, load_model, load_policy, published
+from tvr.device import missing_cuda
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ class Engine:
     """The policy on this rank, and the starting policy if the loss needs it.
 
     With *checkpoint*, weights and optimiser go on from there; its ranks may have been more or fewer. Raises ValueError
-    if it holds other parameters than are trained here.
+    if it holds other parameters than are trained here, and RuntimeError if the job's device is a GPU and there is none.
     """
 
     def __init__(
@@ -83,7 +84,8 @@ class Engine:
         self.job = job
         self.rank = rank
         self.world_size = world_size
-        self.device = _join_process_group(config, rank, world_size, master_addr, master_port)
+        self.device = choose_device(job)
+        _join_process_group(config, self.device, rank, world_size, master_addr, master_port)
         torch.manual_seed(job.seed)
         policy = load_policy(config, job.model, self.device)
         self._trained = {name: weight for name, weight in policy.named_parameters() if weight.requires_grad}
@@ -241,19 +243,9 @@ class Engine:
         import deepspeed
 
         config = self.config
-        # One parameter group: of several, DeepSpeed 0.19 links the optimizer state of the first only.
-        optimizer = torch.optim.AdamW(
-            self._trained.values(),
-            lr=config.learning_rate,
-            betas=(config.beta1, config.beta2),
-            eps=_ADAM_EPSILON,
-            weight_decay=config.weight_decay,
-        )
-        zero: dict[str, Any] = {"stage": config.zero_stage}
-        if config.offload_optimizer:
-            zero["offload_optimizer"] = {"device": "cpu"}
+        optimizer = make_optimizer(config, self._trained.values())
         settings = self._settings() | {
-            "zero_optimization": zero,
+            "zero_optimization": zero_settings(config, self.device),
             "zero_force_ds_cpu_optimizer": False,  # PyTorch's AdamW, offloaded or not
             "gradient_clipping": config.max_grad_norm,
         }
@@ -291,13 +283,44 @@ class Engine:
         return self._stage_0_norm if self.config.zero_stage == 0 else float(self._engine.get_global_grad_norm())
 
 
+def make_optimizer(config: LearnerConfig, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.AdamW:
+    """One parameter group: of several, DeepSpeed 0.19 links the optimizer state of the first only."""
+    return torch.optim.AdamW(
+        parameters,
+        lr=config.learning_rate,
+        betas=(config.beta1, config.beta2),
+        eps=_ADAM_EPSILON,
+        weight_decay=config.weight_decay,
+        fused=True if config.offload_optimizer else None,  # reads the host's memory once, not once an operation
+    )
+
+
+def zero_settings(config: LearnerConfig, device: torch.device) -> dict[str, Any]:
+    """What DeepSpeed shares out and where it keeps it."""
+    settings: dict[str, Any] = {"stage": config.zero_stage}
+    if config.offload_optimizer:
+        settings["offload_optimizer"] = {"device": "cpu", "pin_memory": device.type == "cuda"}
+    return settings
+
+
+def choose_device(job: LearnerJob) -> torch.device:
+    """Raises RuntimeError, with the remedy, if it is a GPU that torch does not reach."""
+    if job.device == "cpu":
+        return torch.device("cpu")
+    if (missing := missing_cuda()) is not None:
+        raise RuntimeError(f"the learner was given a GPU, and {missing}")
+    if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & set(os.environ):
+        # Passes have all lengths. Not by the environment, which torch may have read when it was imported.
+        torch._C._accelerator_setAllocatorSettings("expandable_segments:True")
+    return torch.device("cuda", 0)  # a rank's process sees one
+
+
 def _join_process_group(
-    config: LearnerConfig, rank: int, world_size: int, master_addr: str, master_port: int
-) -> torch.device:
-    on_gpu = torch.cuda.is_available()
-    device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
+    config: LearnerConfig, device: torch.device, rank: int, world_size: int, master_addr: str, master_port: int
+) -> None:
     if torch.distributed.is_initialized():
-        return device  # a process is in one group; a second engine in it shares the group
+        return  # a process is in one group; a second engine in it shares the group
+    on_gpu = device.type == "cuda"
     os.environ |= {
         "RANK": str(rank),
         "WORLD_SIZE": str(world_size),
@@ -310,8 +333,10 @@ def _join_process_group(
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     import deepspeed  # after DS_ACCELERATOR, which it reads when imported
 
-    # Else init_distributed compiles an operator for shared memory: 38 s, and it needs a compiler.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if not on_gpu:
+        # Else init_distributed compiles an operator for shared memory: 38 s, and it needs a compiler. Not on a GPU,
+        # where the first look at this table probes all operators.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(
         dist_backend="nccl" if on_gpu else "gloo",
         auto_mpi_discovery=False,
@@ -319,4 +344,3 @@ def _join_process_group(
         verbose=False,
     )
     logger.info("rank %d of %d joined at %s:%d", rank, world_size, master_addr, master_port)
-    return device

@@ -5,6 +5,12 @@ from torch.utils.checkpoint import checkpoint
 
 LOGITS_AT_ONCE = 1 << 26
 """Logits in memory at a time, 256 MB of float32; of a large vocabulary and all answer tokens they would be many GB."""
+LOGITS_AT_ONCE_ON_GPU = 1 << 29
+"""2 GB: each part adds a gradient of the whole weight, which takes time and, in bfloat16, rounds."""
+
+
+def logits_at_once(device: torch.device) -> int:
+    return LOGITS_AT_ONCE_ON_GPU if device.type == "cuda" else LOGITS_AT_ONCE
 
 
 class AnswerHead(torch.nn.Linear):
@@ -26,7 +32,7 @@ class AnswerHead(torch.nn.Linear):
         """`[M]` float32, nats, of *targets* `[M]` behind *hidden* `[M, D]`, at *temperature*."""
         if targets is None:
             return super().forward(hidden)
-        at_once = max(1, LOGITS_AT_ONCE // len(self.weight))
+        at_once = max(1, logits_at_once(hidden.device) // len(self.weight))
         if len(hidden) <= at_once:
             return self._predict(hidden, targets, temperature)
         parts = zip(hidden.split(at_once), targets.split(at_once), strict=True)

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForImageTextToText
 
+from learner import attention, windows
 from learner.adapters import AdaptedLinear, adapted_layers, add_adapters
-from learner.attention import NAME
 from learner.config import LearnerConfig
 from learner.head import AnswerHead
 
@@ -46,8 +46,8 @@ def load_policy(config: LearnerConfig, folder: str, device: torch.device) -> Any
 
 def load_model(folder: str, dtype: torch.dtype, device: torch.device) -> Any:
     """Its head is an `AnswerHead`. Raises ValueError if that has a bias, or if attention slides: rows know neither."""
-    attention = {"text_config": NAME, "vision_config": "sdpa"}
-    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, attn_implementation=attention)
+    ours = {"text_config": attention.NAME, "vision_config": windows.NAME}
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, attn_implementation=ours)
     if "sliding_attention" in model.config.text_config.layer_types:
         raise ValueError(f"{folder}: its config says use_sliding_window, which the learner's attention does not have")
     model.lm_head = AnswerHead(model.lm_head)

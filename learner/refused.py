@@ -21,6 +21,7 @@ import safetensors.numpy
 from pydantic import ConfigDict, TypeAdapter
 
 from learner.config import LearnerConfig, LearnerJob
+from tvr.device import missing_cuda
 from tvr.records import ScoredGroup
 
 REFUSED, GROUPS, ARRAYS, PICKLED = "refused.json", "groups.json", "groups.safetensors", "groups.pickle"
@@ -77,7 +78,8 @@ def save_refused(
 
 
 def load_refused(folder: Path) -> tuple[tuple[ScoredGroup, ...], LearnerConfig, LearnerJob]:
-    """The groups, and how a learner does the step again: on one rank, with the policy as it was.
+    """The groups, and how a learner does the step again: on one rank, on a GPU if there is one here, with the policy as
+    it was.
 
     Raises ValueError, a sentence for the user, when they cannot be read.
     """
@@ -89,7 +91,8 @@ def load_refused(folder: Path) -> tuple[tuple[ScoredGroup, ...], LearnerConfig, 
     try:
         content = json.loads((folder / REFUSED).read_text())
         config = LearnerConfig.model_validate(content["learner"] | {"ranks": 1, "lora_rank": 0})  # it was saved merged
-        job = LearnerJob(**content["job"] | {"model": str(folder / "model"), "folder": str(folder)})
+        here = {"model": str(folder / "model"), "folder": str(folder), "device": "cpu" if missing_cuda() else "gpu"}
+        job = LearnerJob(**content["job"] | here)
         return _unpack((folder / GROUPS).read_text(), safetensors.numpy.load_file(folder / ARRAYS)), config, job
     except Exception as error:  # files can be damaged in any way, and none of it is taken
         cause = f"{type(error).__name__}: {error}".splitlines()[0]

@@ -40,6 +40,7 @@ from learner.config import LearnerConfig, LearnerJob
 from learner.encode import PairEncoder
 from learner.engine import Engine, Loss
 from learner.loss import SUMS, join_tokens, policy_loss, step_tokens
+from learner.policy import load_policy
 from tests.bench.policies import make_policy
 from tests.learner.made_groups import make_group
 from tvr.records import ScoredGroup
@@ -73,7 +74,7 @@ def measure(policy: str, folder: Path, prompts: int, repeats: int) -> dict[str, 
     groups = [make_group(seed, [ANSWER_TOKENS] * 8, sizes=(SIZE, SIZE)) for seed in range(prompts)]
     shared, per_sample = lay_out(engine, folder, groups)
     update = partial(engine.update, names=SUMS, step=1)
-    plain = PlainPyTorch(engine.model)
+    plain = PlainPyTorch(folder)
     peak = Peak()
     times = in_turn(
         repeats,
@@ -134,11 +135,10 @@ def lay_out(engine: Engine, folder: Path, groups: Sequence[ScoredGroup]) -> tupl
 
 
 class PlainPyTorch:
-    """The same step without DeepSpeed, on a copy of the model."""
+    """The same step without DeepSpeed."""
 
-    def __init__(self, model: Any) -> None:
-        self._model = type(model)(model.config)
-        self._model.load_state_dict(model.state_dict())
+    def __init__(self, folder: Path) -> None:
+        self._model = load_policy(CONFIG, str(folder), torch.device("cpu"))
         self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=CONFIG.learning_rate, weight_decay=0.0)
 
     def update(self, passes: Passes) -> None:

@@ -16,7 +16,14 @@ from transformers import AutoModelForImageTextToText
 from learner.checkpoint import find_newest
 from learner.engine import NonFiniteStep
 from learner.refused import load_refused
-from tests.learner.plain_step import LEARNING_RATE, TEMPERATURE, assert_same_step, gradient_difference, plain_torch_step
+from tests.learner.plain_step import (
+    LEARNING_RATE,
+    TEMPERATURE,
+    assert_same_step,
+    assert_same_update,
+    gradient_difference,
+    plain_torch_step,
+)
 from tvr.records import ScoredGroup
 
 BASE: dict[str, Any] = {"learning_rate": LEARNING_RATE, "max_grad_norm": 1000.0, "row_tokens": 512}
@@ -148,7 +155,9 @@ def reference(policy_folder: str, groups: tuple[ScoredGroup, ...]) -> dict[str, 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_an_offloaded_optimizer_makes_the_same_step(stage: int, alone: Results, reference: dict[str, Any]) -> None:
-    assert_same_step(alone[f"offload, stage {stage}"], reference)
+    result = alone[f"offload, stage {stage}"]
+    assert_same_step(result, reference)
+    assert_same_update(result, reference)
 
 
 def test_two_ranks_make_the_same_step_with_an_offloaded_optimizer(

@@ -72,6 +72,15 @@ def test_a_kept_step_is_read_back_exactly(group: ScoredGroup, folder: Path) -> N
                 np.testing.assert_array_equal(kept_array, array)
 
 
+@pytest.mark.parametrize(("missing", "device"), [("no driver", "cpu"), (None, "gpu")])
+def test_a_step_is_done_again_on_what_there_is_here(
+    missing: str | None, device: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("learner.refused.missing_cuda", lambda: missing)
+    _, _, job = load_refused(folder)
+    assert job.device == device
+
+
 class Hostile:
     def __init__(self, touches: Path) -> None:
         self.touches = touches
