@@ -102,7 +102,6 @@ class LearnerJob:
     temperature: float
     max_answer_tokens: int
     steps: int
-    device: Literal["cpu", "gpu"] = "cpu"
     seed: int = 0
     keep_checkpoints: int = 2
     device: Literal["cpu", "gpu"] = "cpu"

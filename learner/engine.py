@@ -20,9 +20,9 @@ from learner.adapters import without_adapters
 from learner.batch import Batch, answer_logprobs
 from learner.checkpoint import Checkpoint
 from learner.config import LearnerConfig, LearnerJob, learning_rate
+from learner.device import missing_cuda
 from learner.loss import FARTHEST, TokenLoss, spoil_if_not_finite
 from learner.policy import DTYPES, load_model, load_policy, published
-from tvr.device import missing_cuda
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ import safetensors.numpy
 from pydantic import ConfigDict, TypeAdapter
 
 from learner.config import LearnerConfig, LearnerJob
-from tvr.device import missing_cuda
+from learner.device import missing_cuda
 from tvr.records import ScoredGroup
 
 REFUSED, GROUPS, ARRAYS, PICKLED = "refused.json", "groups.json", "groups.safetensors", "groups.pickle"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tvr.device import missing_cuda
+from learner.device import missing_cuda
 
 
 def test_nothing_is_missing_where_cuda_answers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -16,7 +16,7 @@ def test_a_torch_without_cuda_is_to_be_replaced(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch.version, "cuda", None)
     missing = missing_cuda()
     assert missing is not None
-    assert f"torch {torch.__version__} is built without CUDA; install the one that" in missing
+    assert f"torch {torch.__version__} is built without CUDA; make setup DEVICE=gpu" in missing
 
 
 @pytest.mark.parametrize("cause", ["Found no NVIDIA driver on your system.", "The NVIDIA driver is too old (12040)."])
