@@ -33,9 +33,6 @@ class SharedFiles:
         # Renamed only when locked, so that nobody finds it in between and takes it for a leftover.
         unlocked.rename(self.folder / f"{self.name}.lock")
 
-    def path(self, suffix: str) -> Path:
-        return self.folder / f"{self.name}.{suffix}"
-
     def remove(self) -> None:
         remove_all(self.folder, self.name)
         self._lock.close()

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,14 +25,20 @@ BUCKETS = [
     {"a": np.arange(24, dtype=np.uint8), "b": np.full(4, 7, np.uint8)},
     {"c": np.arange(10, dtype=np.uint8)[::-1].copy()},
 ]
-INFOS = tuple(
-    tuple(
-        TensorInfo(name=name, dtype="uint8", shape=(len(array),), checksum=checksum(array))
-        for name, array in bucket.items()
+
+
+def manifest_of(buckets: Sequence[Bucket]) -> Manifest:
+    infos = tuple(
+        tuple(
+            TensorInfo(name=name, dtype="uint8", shape=(len(array),), checksum=checksum(array))
+            for name, array in bucket.items()
+        )
+        for bucket in buckets
     )
-    for bucket in BUCKETS
-)
-MANIFEST = Manifest(version=PolicyVersion(3), buckets=INFOS, is_whole=True)
+    return Manifest(version=PolicyVersion(3), buckets=infos, is_whole=True)
+
+
+MANIFEST = manifest_of(BUCKETS)
 CONTENTS = [b"".join(array.tobytes() for array in bucket.values()) for bucket in BUCKETS]
 NOTHING: list[Bucket] = [{}, {}]
 """To write from these is a KeyError."""
@@ -66,14 +72,14 @@ def test_workers_of_a_node_use_what_the_first_has_written_and_the_last_removes_i
     assert os.listdir(tmp_path) == []
 
 
-def test_another_version_has_other_files(tmp_path: Path) -> None:
-    next_version = Manifest(version=PolicyVersion(4), buckets=INFOS, is_whole=True)
-    files = [WeightFiles(manifest, tmp_path) for manifest in (MANIFEST, next_version)]
-    for each in files:
-        each.hold(BUCKETS)
-    files[0].let_go()
-    assert contents(files[1]) == CONTENTS
-    files[1].let_go()
+def test_other_weights_have_other_files(tmp_path: Path) -> None:
+    others = [BUCKETS[0], {"c": np.arange(10, dtype=np.uint8)}]  # another run's, say, of the same version
+    files, of_others = WeightFiles(MANIFEST, tmp_path), WeightFiles(manifest_of(others), tmp_path)
+    files.hold(BUCKETS)
+    of_others.hold(others)
+    files.let_go()
+    assert contents(of_others) == [CONTENTS[0], bytes(range(10))]
+    of_others.let_go()
     assert os.listdir(tmp_path) == []
 
 
@@ -163,13 +169,18 @@ def test_files_that_are_removed_while_a_worker_comes_are_written_again(
     """It has the lock file open, which is unlinked before it has the lock."""
     files, opened, flock = WeightFiles(MANIFEST, tmp_path), threading.Event(), fcntl.flock
 
+    class Watched(dict[str, np.ndarray]):
+        def __getitem__(self, name: str) -> np.ndarray:
+            assert len(list(tmp_path.glob("*.lock"))) == 1  # nobody writes with a lock that others cannot see
+            return super().__getitem__(name)
+
     def lock_later(lock: IO[bytes], how: int) -> None:
         opened.set()
         flock(lock, how)
 
     monkeypatch.setattr("rollout.weight_files.fcntl.flock", lock_later)
     with writer(tmp_path) as process, ThreadPoolExecutor(1) as threads:
-        waiting = threads.submit(files.hold, BUCKETS)
+        waiting = threads.submit(files.hold, [Watched(bucket) for bucket in BUCKETS])
         opened.wait()
         (lock,) = tmp_path.glob("*.lock")
         lock.unlink()
