@@ -258,7 +258,7 @@ async def test_a_version_is_prepared_while_answers_that_are_drained_go_on(
     sampling = asyncio.create_task(worker.sample(make_prompt(0), seed=0))
     await settle()
     update = asyncio.create_task(worker.receive(*weights(1)))
-    await engine.preparing.wait()
+    await asyncio.wait_for(engine.preparing.wait(), 10)
     assert not sampling.done()
     engine.answers.set()
     await asyncio.gather(sampling, update)
@@ -362,3 +362,17 @@ async def test_pictures_are_encoded_again_only_if_the_vision_tower_has_changed(t
         await worker.receive(*weights(version, vision))
     # Of version 1 nobody knows what version 0 had.
     assert engine.new_eyes == [True, False, True, False]
+
+
+@pytest.mark.parametrize(("names", "new_eyes"), [({"lm_head"}, False), ({"lm_head", "model.visual.merger"}, True)])
+async def test_by_nccl_pictures_are_encoded_again_only_if_a_version_holds_something_of_the_vision_tower(
+    names: set[str], new_eyes: bool, tmp_path: Path
+) -> None:
+    engine = GatedEngine()
+    engine.gate.set()
+    worker = make_worker(engine, tmp_path)
+    worker.config = RolloutConfig(weight_transport="nccl")
+    infos = tuple(TensorInfo(name=name, dtype="uint8", shape=(4,), checksum="") for name in sorted(names))
+    for version in (1, 2):
+        await worker.receive(Manifest(version=PolicyVersion(version), buckets=(infos,), is_whole=False))
+    assert engine.new_eyes == [new_eyes] * 2
