@@ -37,7 +37,7 @@ from learner.loss import (
 from learner.packing import GroupLengths, Pass, Row, plan_passes, split_group
 from learner.refused import Examined, explain, save_refused
 from learner.sft import make_example
-from learner.weights import pack_bucket, plan_buckets
+from learner.weights import make_staging, pack_bucket, plan_buckets
 from tvr.manifest import Manifest, TensorInfo
 from tvr.records import PolicyVersion, Prompt, SampleGroup, ScoredGroup, StepReport
 
@@ -64,6 +64,7 @@ class LearnerRank:
         self._encoder = PairEncoder(job.model)
         self._engine: Engine | None = None
         self._buckets: tuple[tuple[str, ...], ...] = ()
+        self._staging: torch.Tensor | None = None
         self._sender: NcclSender | None = None
         self._writer = CheckpointWriter(
             Path(job.folder) / CHECKPOINTS,
@@ -174,31 +175,36 @@ class LearnerRank:
         return _by_sample(groups, zip(passes, found, strict=True))
 
     def weight_bucket_count(self, max_bytes: int) -> int:
-        """Plan the weights into buckets of at most *max_bytes* each (a larger parameter has one to itself)."""
-        sizes = [(name, prod(shape) * dtype.itemsize) for name, dtype, shape in self._connected.parameters()]
-        self._buckets = plan_buckets(sizes, max_bytes)
+        """Plan what is published into buckets of at most *max_bytes* each (a larger parameter has one to itself)."""
+        engine = self._connected
+        sizes = {name: prod(shape) * dtype.itemsize for name, dtype, shape in engine.published_parameters()}
+        self._buckets = plan_buckets(list(sizes.items()), max_bytes)
+        if engine.device.type == "cuda" and self._staging is None:  # the plan is the same for every version
+            self._staging = make_staging(max(sum(sizes[name] for name in names) for names in self._buckets))
         return len(self._buckets)
 
     def weight_bucket(self, index: int) -> tuple[tuple[TensorInfo, ...], dict[str, np.ndarray]]:
         """Bucket *index* of the last plan and its part of the manifest, adapters merged (`tvr.manifest`).
 
-        Rank 0 returns them; the others take part and return nothing. A tied `lm_head` is not in it a second time. The
-        arrays may be the parameters themselves: copy them before the next call.
+        The ranks take turns: one returns them, rank *index* modulo their number, the others nothing. A tied `lm_head`
+        is not in it a second time. The arrays may be the parameters themselves, or lie where the rank's next bucket
+        will: copy them before the next call.
         """
         if not self._buckets:
             raise ValueError("no buckets are planned; call weight_bucket_count first")
+        is_its_turn, is_shared_out = index % self._world_size == self._rank, self._config.zero_stage == 3
+        if not is_its_turn and not is_shared_out:
+            return (), {}
         with self._connected.gathered(self._buckets[index]) as tensors:
-            if self._rank != 0:
-                return (), {}
-            return pack_bucket(tensors, keep=self._config.zero_stage == 3)
+            return pack_bucket(tensors, keep=is_shared_out, staging=self._staging) if is_its_turn else ((), {})
 
     def manifest(self, version: PolicyVersion) -> Manifest:
-        """Of all weights, without checksums: they travel by `broadcast`."""
+        """Of all that is published, without checksums: it travels by `broadcast`."""
         infos = tuple(
             TensorInfo(name=name, dtype=str(dtype).removeprefix("torch."), shape=shape, checksum="")
-            for name, dtype, shape in self._connected.parameters()
+            for name, dtype, shape in self._connected.published_parameters()
         )
-        return Manifest(version=version, buckets=(infos,))
+        return Manifest(version=version, buckets=(infos,), is_whole=self._config.trains_all)
 
     def join_broadcast(self, address: str, port: int, world_size: int) -> None:
         """Meet the engines' workers at *address* of rank 0; *world_size* counts all. Not yet run on a GPU."""
@@ -207,7 +213,7 @@ class LearnerRank:
         self._sender = NcclSender(self._connected, self._rank, address, port, world_size)
 
     def broadcast(self) -> None:
-        """Send all weights to the engines' workers, who must be receiving. Not yet run on a GPU."""
+        """Send what is published to the engines' workers, who must be receiving. Not yet run on a GPU."""
         if self._sender is None:
             raise ValueError("nobody to broadcast to; call join_broadcast first")
         self._sender.send()

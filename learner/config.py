@@ -77,6 +77,11 @@ class LearnerConfig(BaseModel):
         default=600.0, gt=0, description="Deadline of one step in seconds; larger notices a hung rank later."
     )
 
+    @property
+    def trains_all(self) -> bool:
+        """Whether a step may change any parameter."""
+        return self.freeze == "nothing" and self.lora_rank == 0
+
     @model_validator(mode="after")
     def _check_stage_0(self) -> Self:
         if self.zero_stage == 0 and self.dtype == "bfloat16":

@@ -22,7 +22,7 @@ from learner.checkpoint import Checkpoint
 from learner.config import LearnerConfig, LearnerJob, learning_rate
 from learner.device import missing_cuda
 from learner.loss import FARTHEST, TokenLoss, spoil_if_not_finite
-from learner.policy import DTYPES, load_model, load_policy, published
+from learner.policy import DTYPES, PolicyParameter, load_model, load_policy, policy_parameters
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +91,7 @@ class Engine:
         self._trained = {name: weight for name, weight in policy.named_parameters() if weight.requires_grad}
         if checkpoint is not None:
             zero_state.set_weights(self._trained, checkpoint)
+        self._parameters = policy_parameters(policy)
         self._wrapped = _Policy(policy, job.temperature)
         self._stage_0_norm = math.nan
         self._engine = self._initialise_deepspeed()
@@ -167,18 +168,17 @@ class Engine:
     @contextmanager
     def gathered(self, names: Sequence[str]) -> Iterator[dict[str, torch.Tensor]]:
         """These parameters of the Hugging Face model on every rank, whole, adapters merged, in its dtype. Read only."""
-        known = published(self.model)
-        chosen = {name: known[name] for name in names}
+        chosen = {name: self._parameters[name] for name in names}
         with self._whole([parameter for part in chosen.values() for parameter in part.needed]):
             yield {name: part.merged() for name, part in chosen.items()}
 
     def parameters(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
         """Name in the Hugging Face model, dtype and whole shape of every parameter, tied ones once."""
-        found = []
-        for name, part in published(self.model).items():
-            shape = getattr(part.parameter, "ds_shape", part.parameter.shape)  # the first where it is shared out
-            found.append((name, part.parameter.dtype, tuple(shape)))
-        return found
+        return [_describe(name, part) for name, part in self._parameters.items()]
+
+    def published_parameters(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
+        """Those of `parameters` that a version consists of; the others stay as in the run's model folder."""
+        return [_describe(name, part) for name, part in self._parameters.items() if part.is_published]
 
     def optimizer_step(self) -> int:
         """Updates that the optimiser has counted."""
@@ -313,6 +313,11 @@ def choose_device(job: LearnerJob) -> torch.device:
         # Passes have all lengths. Not by the environment, which torch may have read when it was imported.
         torch._C._accelerator_setAllocatorSettings("expandable_segments:True")
     return torch.device("cuda", 0)  # a rank's process sees one
+
+
+def _describe(name: str, part: PolicyParameter) -> tuple[str, torch.dtype, tuple[int, ...]]:
+    shape = getattr(part.parameter, "ds_shape", part.parameter.shape)  # the first where it is shared out
+    return name, part.parameter.dtype, tuple(shape)
 
 
 def _join_process_group(

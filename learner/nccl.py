@@ -31,10 +31,10 @@ class _Parameters(WeightSource):
         self._engine = engine
 
     def metadata(self) -> list[ParamMeta]:
-        return [ParamMeta(name, dtype, shape) for name, dtype, shape in self._engine.parameters()]
+        return [ParamMeta(name, dtype, shape) for name, dtype, shape in self._engine.published_parameters()]
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-        for name, _, _ in self._engine.parameters():
+        for name, _, _ in self._engine.published_parameters():
             with self._engine.gathered([name]) as tensors:
                 yield name, tensors[name]
 

@@ -1,4 +1,4 @@
-"""The policy as the learner holds it: what of it is trained, and under which names it is published."""
+"""The policy as the learner holds it: what of it is trained, and what of it is published under which names."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +15,15 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Published:
-    """One parameter of the Hugging Face model: its *parameter* here, and the *adapter* layer that is added to it."""
+class PolicyParameter:
+    """One parameter of the Hugging Face model: its *parameter* here, and the *adapter* layer that is added to it.
+
+    It *is_published* if training can change it or another of its module: engines load modules whole.
+    """
 
     parameter: torch.nn.Parameter
     adapter: AdaptedLinear | None
+    is_published: bool
 
     @property
     def needed(self) -> list[torch.nn.Parameter]:
@@ -54,11 +58,15 @@ def load_model(folder: str, dtype: torch.dtype, device: torch.device) -> Any:
     return model.to(device)
 
 
-def published(model: Any) -> dict[str, Published]:
+def policy_parameters(model: Any) -> dict[str, PolicyParameter]:
     """Every parameter by its name in the Hugging Face model, tied ones once."""
     adapters = {id(layer.weight): layer for layer in adapted_layers(model)}
-    found = {}
-    for name, parameter in model.named_parameters():
-        if ".lora_" not in name:
-            found[name] = Published(parameter=parameter, adapter=adapters.get(id(parameter)))
-    return found
+    modules = [list(module.parameters(recurse=False)) for module in model.modules()]
+    learning = {id(own) for module in modules if any(each.requires_grad for each in module) for own in module}
+    return {
+        name: PolicyParameter(
+            parameter=parameter, adapter=adapters.get(id(parameter)), is_published=id(parameter) in learning
+        )
+        for name, parameter in model.named_parameters()
+        if ".lora_" not in name
+    }

@@ -1,8 +1,9 @@
 """Publishing a version: two transports behind one call, `roles.Publisher.send`.
 
-By the object store (any machine): the learner writes each bucket once, every node fetches it once, and workers read it
-there. They load while the learner makes its next step. By NCCL: the learner's rank 0 and the engines' workers meet in
-vLLM's own broadcast, and the learner waits for its end. NCCL was not yet run on a GPU.
+By the object store (any machine): the learner's ranks write each bucket once, in turn, every node fetches it once, and
+workers read it there. They load while the learner makes its next step. By NCCL: the learner's rank 0 and the engines'
+workers meet in vLLM's own broadcast, and the learner waits for its end. NCCL was not yet run on a GPU. Either way a
+version consists of what training can change (`learner/policy.py`).
 """
 
 import asyncio

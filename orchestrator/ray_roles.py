@@ -20,7 +20,7 @@ from orchestrator.ray_pictures import detached, reference, store
 from orchestrator.ray_start import Starting
 from orchestrator.roles import Exported
 from rollout.config import RolloutConfig
-from tvr.manifest import Manifest
+from tvr.manifest import Manifest, TensorInfo
 from tvr.records import PolicyVersion, Prompt, Sample, SampleGroup, ScoredGroup, StepReport
 
 BUCKET_BYTES = 256 << 20
@@ -122,14 +122,11 @@ class RayLearner:
 
     async def export(self, version: PolicyVersion) -> Exported:
         counts = await self.call("planning of weight buckets", "weight_bucket_count", BUCKET_BYTES)
-        manifest, buckets = [], []
-        for index in range(counts[0]):
-            results = [rank.weight_bucket.options(num_returns=2).remote(index) for rank in self._ranks]
-            what = f"export of bucket {index}"
-            infos = [within(self._config.timeout_s, what, infos) for infos, _ in results]
-            manifest.append((await asyncio.gather(*infos))[0])
-            buckets.append(results[0][1])
-        return Exported(manifest=Manifest(version=version, buckets=tuple(manifest)), buckets=tuple(buckets))
+        # All are under way before the first is waited for: the ranks never idle between two.
+        exported = await asyncio.gather(*(self._bucket(index) for index in range(counts[0])))
+        infos, buckets = tuple(part for part, _ in exported), tuple(bucket for _, bucket in exported)
+        manifest = Manifest(version=version, buckets=infos, is_whole=self._config.trains_all)
+        return Exported(manifest=manifest, buckets=buckets)
 
     async def save(self, folder: str) -> None:
         await self.call("saving of the model", "save_model", folder)
@@ -138,6 +135,14 @@ class RayLearner:
         """By rank, group and sample: what the newest version gives the sampled tokens, `[La]` nats."""
         references = [reference(group.prompt) for group in groups]
         return await self.call("log-probs", "logprobs_stored", ray.put(tuple(map(_sent, groups))), *references)
+
+    async def _bucket(self, index: int) -> tuple[tuple[TensorInfo, ...], Any]:
+        """What the rank whose turn it is says of its bucket, and a reference to it."""
+        results = [rank.weight_bucket.options(num_returns=2).remote(index) for rank in self._ranks]
+        what = f"export of bucket {index}"
+        said = await asyncio.gather(*(within(self._config.timeout_s, what, infos) for infos, _ in results))
+        turn = index % len(self._ranks)
+        return said[turn], results[turn][1]
 
     async def call(self, what: str, method: str, *args: Any) -> list[Any]:
         """What each rank returned."""

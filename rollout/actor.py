@@ -8,7 +8,7 @@ replaced.
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
 from typing import Any, Protocol
 
 from rollout.config import OBJECT_STORE, RolloutConfig
@@ -105,8 +105,9 @@ class RolloutWorker:
 
         *buckets* are what the manifest says, or none where they come by NCCL. Answers in flight go on under the new
         version, and their spans tell, or are waited for (`inflight`). Raises ValueError, and changes nothing, if the
-        version is not newer than the served one, or if part of it has not come or is damaged (DamagedWeights). Raises
-        WeightUpdateError if loading failed, which makes the worker unusable.
+        version is not newer than the served one or has other tensors, or if part of it has not come or is damaged
+        (DamagedWeights); OSError if shared memory has no room for it. Raises WeightUpdateError if loading failed, which
+        makes the worker unusable.
         """
         version = manifest.version
         async with self._updating:
@@ -114,22 +115,18 @@ class RolloutWorker:
             assert self._files is not None
             if version <= self.version:
                 raise ValueError(f"version {version} is not newer than {self.version}, which {self.worker_id} serves")
+            if self._manifest is not None and (other := manifest.names ^ self._manifest.names):
+                raise ValueError(
+                    f"version {version} has not the tensors of {self.version}, which {self.worker_id} serves: "
+                    f"{len(other)} are in one of them only, such as {min(other)}"
+                )
             if self.config.weight_transport == OBJECT_STORE:
                 await asyncio.to_thread(manifest.check, buckets)
             new_eyes = any("visual" in name for name in manifest.changed_since(self._manifest))
-            await self._drain()
-            try:
-                pause_s = await engine.load_weights(manifest, buckets, self._files.path("weights"), new_eyes)
-            except BaseException as error:  # a cancelled update has left a mixture as well
-                self._failure = WeightUpdateError(self.worker_id, version, repr(error))
-                for task in self._in_flight:  # the engine stays paused, so they would never end
-                    task.cancel()
-                if isinstance(error, Exception):
-                    raise self._refusal() from error
-                raise
-            finally:
-                self._open.set()
-            self._manifest = manifest
+            async with engine.prepared(manifest, buckets, self._files.folder) as parts:
+                await self._drain()
+                pause_s = await self._load(engine.load_weights(manifest, parts, new_eyes), version)
+                self._manifest = manifest
             return pause_s
 
     @property
@@ -190,6 +187,20 @@ class RolloutWorker:
         except BaseException:  # cancelled: nothing was loaded, so the worker goes on
             self._open.set()
             raise
+
+    async def _load(self, loading: Awaitable[float], version: PolicyVersion) -> float:
+        """What *loading* returns. The worker is unusable if it fails."""
+        try:
+            return await loading
+        except BaseException as error:  # a cancelled update has left a mixture as well
+            self._failure = WeightUpdateError(self.worker_id, version, repr(error))
+            for task in self._in_flight:  # the engine stays paused, so they would never end
+                task.cancel()
+            if isinstance(error, Exception):
+                raise self._refusal() from error
+            raise
+        finally:
+            self._open.set()
 
     def _usable_engine(self) -> RolloutEngine:
         if self._failure is not None:

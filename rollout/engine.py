@@ -5,14 +5,13 @@ under the versions that its spans name, with log-probs of the policy at the run'
 by the end token or by length is an error, never a sample. Written for vLLM 0.32; not yet run on a GPU.
 """
 
-import asyncio
 import hashlib
 import itertools
 import logging
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,8 @@ import numpy as np
 
 from rollout.config import NCCL, RolloutConfig
 from rollout.orphan import adopt_engine
-from tvr.manifest import Bucket, Manifest, TensorInfo
+from rollout.weight_files import files_on_node
+from tvr.manifest import Bucket, Manifest
 from tvr.pictures import decode_pair
 from tvr.records import PolicyVersion, Prompt, Sample, Trace, VersionSpan
 
@@ -122,14 +122,42 @@ class RolloutEngine:
             if self._is_in_process:
                 self._llm.engine_core.unexpect(request_id)
 
-    async def load_weights(self, manifest: Manifest, buckets: Sequence[Bucket], file: Path, new_eyes: bool) -> float:
-        """Serve the version of *manifest*; returns the seconds in which nothing was sampled.
+    @asynccontextmanager
+    async def prepared(
+        self, manifest: Manifest, buckets: Sequence[Bucket], folder: Path
+    ) -> AsyncIterator[list[dict[str, Any]]]:
+        """What vLLM is told of each part of an update, true for as long as this lasts; sampling goes on.
 
-        *buckets* are those of the object store; there are none where the engine's own workers fetch them. *file* is
-        overwritten and removed. *new_eyes*: the vision tower has changed, so that pictures must be encoded again.
-        Answers in flight freeze, then go on under the new version as if it had sampled them from the start: their
-        tokens stay, their keys and values are computed again. If this raises, the engine stays paused and its weights
-        are a mixture: it must not be used again.
+        *buckets* are those of the object store; there are none where the engine's own workers fetch them. To an engine
+        in a process of its own they go by files in *folder*. Raises OSError if it has no room.
+        """
+        if self.config.weight_transport == NCCL:
+            tensors = manifest.tensors
+            yield [
+                {
+                    "names": [info.name for info in tensors],
+                    "dtype_names": [info.dtype for info in tensors],
+                    "shapes": [list(info.shape) for info in tensors],
+                }
+            ]
+            return
+        described = [
+            {"tensors": [(info.name, info.dtype, list(info.shape)) for info in infos]} for infos in manifest.buckets
+        ]
+        if self._is_in_process:
+            yield [part | {"arrays": bucket} for part, bucket in zip(described, buckets, strict=True)]
+            return
+        async with files_on_node(manifest, buckets, folder) as paths:
+            yield [part | {"path": str(path)} for part, path in zip(described, paths, strict=True)]
+
+    async def load_weights(self, manifest: Manifest, parts: Sequence[dict[str, Any]], new_eyes: bool) -> float:
+        """Serve the version of *manifest*, whose *parts* are `prepared`; returns the seconds in which nothing was
+        sampled.
+
+        *new_eyes*: the vision tower has changed, so that pictures must be encoded again. Answers in flight freeze, then
+        go on under the new version as if it had sampled them from the start: their tokens stay, their keys and values
+        are computed again. If this raises, the engine stays paused and its weights are a mixture: it must not be used
+        again.
         """
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
@@ -138,9 +166,9 @@ class RolloutEngine:
         await self._llm.engine_core.pause_scheduler_async(mode="keep", clear_cache=False)
         began = time.monotonic()
         await self._llm.start_weight_update()
-        async with aclosing(self._update_infos(manifest, buckets, file)) as parts:
-            async for part in parts:
-                await self._llm.update_weights(WeightTransferUpdateRequest(update_info=part))
+        for part in parts:
+            await self._llm.update_weights(WeightTransferUpdateRequest(update_info=part))
+        await self._llm.collective_rpc("check_update", args=(manifest.is_whole,))
         if not await self._llm.reset_prefix_cache(reset_running_requests=True):
             raise RuntimeError("the engine kept keys and values of the old weights")
         if new_eyes:
@@ -152,27 +180,6 @@ class RolloutEngine:
     def shutdown(self) -> None:
         self._llm.shutdown()
         del self._llm  # vLLM's own clean-up fails if it happens only when the interpreter ends
-
-    async def _update_infos(
-        self, manifest: Manifest, buckets: Sequence[Bucket], file: Path
-    ) -> AsyncGenerator[dict[str, Any]]:
-        """What vLLM is told of each part of an update. On a GPU not yet run."""
-        if self.config.weight_transport == NCCL:
-            tensors = manifest.tensors
-            yield {
-                "names": [info.name for info in tensors],
-                "dtype_names": [info.dtype for info in tensors],
-                "shapes": [list(info.shape) for info in tensors],
-            }
-            return
-        expected = zip(manifest.buckets, buckets, strict=True)
-        if self._is_in_process:
-            for infos, bucket in expected:
-                yield {"tensors": [(info.name, info.dtype, info.shape) for info in infos], "arrays": bucket}
-            return
-        async with aclosing(_as_files(manifest, buckets, file)) as paths:
-            async for infos, path in paths:
-                yield {"tensors": [(info.name, info.dtype, list(info.shape)) for info in infos], "path": str(path)}
 
     def _check_room(self, prompt: Prompt, num_tokens: int) -> None:
         room, wanted = answer_room(prompt.id, num_tokens, self.config.max_model_len), self.config.max_answer_tokens
@@ -268,36 +275,6 @@ def engine_seed(prompt_id: str, seed: int) -> int:
     used as they are would share samples."""
     digest = hashlib.blake2b(f"{prompt_id}#{seed}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 2
-
-
-async def _as_files(
-    manifest: Manifest, buckets: Sequence[Bucket], file: Path
-) -> AsyncGenerator[tuple[tuple[TensorInfo, ...], Path]]:
-    """Each bucket as a file that is there until the next is asked for, and is written while the one before is read."""
-    paths = [file.with_suffix(f".{number}") for number in range(len(buckets))]
-
-    def write(number: int) -> asyncio.Task[None]:
-        content = [buckets[number][info.name] for info in manifest.buckets[number]]
-        return asyncio.create_task(asyncio.to_thread(_write, paths[number], content))
-
-    writing = write(0)
-    try:
-        for number, infos in enumerate(manifest.buckets):
-            await writing
-            if number + 1 < len(paths):
-                writing = write(number + 1)
-            yield infos, paths[number]
-            paths[number].unlink()  # the engine may still map it
-    finally:
-        await asyncio.wait([writing])
-        for path in paths:
-            path.unlink(missing_ok=True)
-
-
-def _write(path: Path, arrays: Sequence[np.ndarray]) -> None:
-    with path.open("wb") as file:
-        for array in arrays:
-            file.write(array.data)
 
 
 def on_cpu() -> bool:

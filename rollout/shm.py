@@ -1,8 +1,8 @@
 """What one rollout worker keeps in shared memory, and the removal of what killed workers left there.
 
-All names of a worker begin with `star_r1_<worker id>_<random>`. Its `.lock` file stays locked as long as its process
-lives: the kernel releases the lock however the process ends, so a lock that can be taken marks leftovers, also across
-containers.
+All names of a worker begin with `star_r1_<worker id>_<random>`, those of a version's files with a name of their own
+(`weight_files.py`). Beside them lies a `.lock` file that is locked as long as a process that uses them lives: the
+kernel releases the lock however the process ends, so a lock that can be taken marks leftovers, also across containers.
 """
 
 import fcntl
@@ -10,6 +10,7 @@ import os
 import tempfile
 import uuid
 from pathlib import Path
+from typing import IO
 
 PREFIX = "star_r1_"
 SHM = Path("/dev/shm")
@@ -32,11 +33,8 @@ class SharedFiles:
         # Renamed only when locked, so that nobody finds it in between and takes it for a leftover.
         unlocked.rename(self.folder / f"{self.name}.lock")
 
-    def path(self, suffix: str) -> Path:
-        return self.folder / f"{self.name}.{suffix}"
-
     def remove(self) -> None:
-        _remove_all(self.folder, self.name)
+        remove_all(self.folder, self.name)
         self._lock.close()
 
 
@@ -50,15 +48,22 @@ def remove_leftovers(folder: Path | None = None) -> list[str]:
         except FileNotFoundError:  # another worker is removing the same leftovers
             continue
         with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:  # it lives
-                continue
-            _remove_all(folder, path.stem)
-            removed.append(path.stem)
+            if is_unused(lock):
+                remove_all(folder, path.stem)
+                removed.append(path.stem)
     return removed
 
 
-def _remove_all(folder: Path, name: str) -> None:
-    for path in [*folder.glob(f"{name}*")]:
+def is_unused(lock: IO[bytes]) -> bool:
+    """Whether no process has *lock* but the caller, which has it alone then, and has lost it otherwise."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def remove_all(folder: Path, name: str) -> None:
+    """The lock last: what lies beside none is nobody's leftover."""
+    for path in sorted(folder.glob(f"{name}*"), key=lambda path: path.suffix == ".lock"):
         path.unlink(missing_ok=True)

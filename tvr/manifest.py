@@ -35,17 +35,24 @@ class TensorInfo:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
-    """All parameters of *version*, in the order and the buckets in which they travel.
+    """The parameters of *version* in the order and the buckets in which they travel.
 
-    Without buckets' checksums (`""`) they travel by a transport that answers for itself, and count as changed.
+    If it *is_whole* they are all of the policy's. Otherwise those that training cannot change are left out: they are as
+    in the model folder that the run began with. Without checksums (`""`) they travel by a transport that answers for
+    itself, and count as changed.
     """
 
     version: PolicyVersion
     buckets: tuple[tuple[TensorInfo, ...], ...]
+    is_whole: bool
 
     @property
     def tensors(self) -> tuple[TensorInfo, ...]:
         return tuple(info for bucket in self.buckets for info in bucket)
+
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset(info.name for info in self.tensors)
 
     def changed_since(self, other: "Manifest | None") -> set[str]:
         """Names of the tensors that may differ from those of *other*; all of them if it is None."""

@@ -1,15 +1,17 @@
 """What it costs to publish a version through the object store, at 2 M and at 100 M parameters. One JSON line last.
 
-    python -m tests.bench.publish [--policies tiny 100M] [--publishes 7]      (tiny: a minute; 100M: about 10 minutes)
+    python -m tests.bench.publish [--policies tiny 100M] [--trained all adapters] [--publishes 7]
+                                                                   (tiny: two minutes; 100M: about 20 minutes)
 
-One rollout worker and one learner rank as in deploy/runs/tiny_cpu.toml, float32, with policies that are freshly
+Each policy is trained whole and, after that, with adapters of rank 16, whose layers alone are published. One rollout
+worker and one learner rank as in deploy/runs/tiny_cpu.toml, float32, with policies that are freshly
 initialised. A step is what stands in that file: 16 prompts, 8 samples of at most 64 tokens, sampled and then learned
 from, once, without overlap, for *step_s* (the longer of the two, which is a step's length when they overlap). Then
 versions are published while the worker samples, medians:
 
 - pause_s: nothing is sampled; pause_share: of step_s.
 - export_s: until the learner can go on; served_s: from the end of a step until the version is served.
-- moved_mb: bytes of the weights, each written once and read in place.
+- moved_mb: bytes of what is published, each written once and read in place.
 """
 
 import argparse
@@ -17,6 +19,7 @@ import asyncio
 import json
 import tempfile
 import time
+from itertools import product
 from math import prod
 from pathlib import Path
 from statistics import median
@@ -31,23 +34,29 @@ from tvr.dataset import load
 from tvr.records import PolicyVersion, Prompt
 from tvr.rendered import ensure
 
+TRAINED = {"all": [], "adapters": ["learner.lora_rank=16"]}
+"""The settings of a run by what it trains."""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--policies", nargs="+", choices=SIZES, default=["tiny", "100M"])
+    parser.add_argument("--trained", nargs="+", choices=TRAINED, default=list(TRAINED))
     parser.add_argument("--publishes", type=int, default=7)
     options = parser.parse_args()
     found = {}
-    for policy in options.policies:
+    for policy, trained in product(options.policies, options.trained):
         with tempfile.TemporaryDirectory() as folder:
             parameters = make_policy(policy, Path(folder) / "model")
-            config = load_run_config(Path("deploy/runs/tiny_cpu.toml"), [f"model={folder}/model"])
+            settings = [f"model={folder}/model", *TRAINED[trained]]
+            config = load_run_config(Path("deploy/runs/tiny_cpu.toml"), settings)
             ensure(config.data)
             with connected(config):
-                found[policy] = asyncio.run(measure(config, Path(folder), options.publishes))
-            found[policy]["parameters"] = parameters
-        print(f"{policy}: {found[policy]}", flush=True)
-    print(json.dumps({f"{key}_{policy}": value for policy, figures in found.items() for key, value in figures.items()}))
+                figures = asyncio.run(measure(config, Path(folder), options.publishes))
+        name = policy if trained == "all" else f"{policy}_{trained}"
+        found[name] = figures | {"parameters": parameters}
+        print(f"{name}: {found[name]}", flush=True)
+    print(json.dumps({f"{key}_{name}": value for name, figures in found.items() for key, value in figures.items()}))
 
 
 async def measure(config: RunConfig, folder: Path, publishes: int) -> dict[str, Any]:

@@ -5,7 +5,8 @@ LearnerConfig), `steps` (the groups of each step) and, if wanted, `job` (of Lear
 that an earlier job saved), `reference` (a model), `resume` (a checkpoint to go on from), `checkpoint_after` (a number
 of steps), `imitate` (true: supervised steps), `logits_at_once` (of `learner.head`). Its result holds the StepReport or
 the error of each step, the gradient of the first update that was applied, the parameters before and after each step,
-the log-probs of the last step's groups at both ends, and the weight buckets. All jobs run one after the other in one
+the log-probs of the last step's groups at both ends, the weight buckets at the end and what they were said to be at the
+start, and what NCCL would send. All jobs run one after the other in one
 process group.
 """
 
@@ -17,12 +18,14 @@ from typing import Any
 
 os.environ["DS_ACCELERATOR"] = "cpu"
 
+import numpy as np
 import torch
 
 from learner import head
 from learner.actor import LearnerRank
 from learner.config import LearnerConfig, LearnerJob
 from learner.engine import NonFiniteStep
+from tvr.manifest import TensorInfo
 
 BUCKET_BYTES = 400_000
 LOGITS_AT_ONCE = head.LOGITS_AT_ONCE
@@ -45,6 +48,7 @@ def run_job(job: dict[str, Any], model: str, folder: Path, rank: int, world_size
     result["start"] = learner.connect("127.0.0.1", port, job.get("resume"))
     groups = tuple(scored.group for scored in job["steps"][-1])
     result["parameters"] = [read_parameters(learner)]
+    result["infos_at_start"] = [infos for infos, _ in read_buckets(learner)]
     result["logprobs"] = [learner.logprobs(groups)]
     for step in job["steps"]:
         try:
@@ -62,21 +66,24 @@ def run_job(job: dict[str, Any], model: str, folder: Path, rank: int, world_size
     learner.finish_checkpoint()
     result["logprobs"].append(learner.logprobs(groups))
     result["version"] = learner.version()
-    buckets = [learner.weight_bucket(index) for index in range(learner.weight_bucket_count(BUCKET_BYTES))]
-    result["buckets"] = [(infos, dict(arrays)) for infos, arrays in buckets]
+    result["buckets"] = read_buckets(learner)
+    result["declared"] = learner.manifest(learner.version()).tensors
     if "save" in job:
         learner.save_model(job["save"])
     return result
 
 
+def read_buckets(learner: LearnerRank) -> list[tuple[tuple[TensorInfo, ...], dict[str, np.ndarray]]]:
+    """Those of this rank's turns; the others are empty."""
+    return [learner.weight_bucket(index) for index in range(learner.weight_bucket_count(BUCKET_BYTES))]
+
+
 def read_parameters(learner: LearnerRank) -> dict[str, torch.Tensor]:
-    """Through the weight buckets, as a rollout worker would get them; rank 0 only."""
-    buckets = [learner.weight_bucket(index) for index in range(learner.weight_bucket_count(BUCKET_BYTES))]
-    return {
-        info.name: torch.from_numpy(arrays[info.name]).view(getattr(torch, info.dtype)).reshape(info.shape).clone()
-        for infos, arrays in buckets
-        for info in infos
-    }
+    """All of them, adapters merged, frozen ones too; on rank 0 only."""
+    engine = learner._engine
+    assert engine is not None
+    with engine.gathered([name for name, _, _ in engine.parameters()]) as tensors:
+        return {name: tensor.clone() for name, tensor in tensors.items()} if engine.rank == 0 else {}
 
 
 def read_first_gradient(learner: LearnerRank, config: LearnerConfig) -> dict[str, torch.Tensor]:

@@ -242,6 +242,38 @@ def test_adapters_are_published_and_saved_merged(job: str, alone: Results, polic
     assert all(torch.equal(part, after[name]) for name, part in saved.named_parameters())
 
 
+@pytest.mark.parametrize(
+    ("job", "ranks"),
+    [
+        ("adapters, stage 2", 1),
+        ("adapters, stage 3", 1),
+        ("adapters, stage 3", 2),
+        ("frozen vision", 1),
+        ("frozen language", 1),
+    ],
+)
+def test_only_modules_that_training_can_change_are_published(
+    job: str, ranks: int, alone: Results, pair: list[Results], policy_folder: str
+) -> None:
+    results = [rank[job] for rank in ([alone] if ranks == 1 else pair)]
+    model = AutoModelForImageTextToText.from_pretrained(policy_folder)
+    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    of_linear = {f"{name}.{part}" for name in linear for part in ("weight", "bias")}
+    names = {name for name, _ in model.named_parameters()}
+    expected = {
+        "adapters, stage 2": of_linear & names,  # a bias too, which is not trained: engines load modules whole
+        "adapters, stage 3": of_linear & names,
+        "frozen vision": {name for name in names if "visual" not in name},
+        "frozen language": {name for name in names if "visual" in name},
+    }[job]
+    found = {name: array for result in results for _, bucket in result["buckets"] for name, array in bucket.items()}
+    assert set(found) == expected
+    after = results[0]["parameters"][-1]
+    assert all(array.tobytes() == after[name].numpy().tobytes() for name, array in found.items())
+    declared = {info.name: (info.dtype, info.shape) for info in results[0]["declared"]}
+    assert declared == {name: ("float32", tuple(after[name].shape)) for name in expected}
+
+
 @pytest.mark.parametrize("job", ["adapters, stage 3", "adapters, stage 3, checkpointing"])
 def test_two_ranks_make_the_adapters_of_one(job: str, alone: Results, pair: list[Results]) -> None:
     one, two = alone["adapters, stage 3"], pair[0][job]

@@ -354,18 +354,41 @@ def test_all_ranks_refuse_what_one_finds_not_finite(job: str, pair: list[Results
         assert gradient_difference(rank[job]["gradient"], reference["gradient"]) < 1e-5
 
 
-def test_weight_buckets_hold_every_parameter_once(alone: Results, pair: list[Results], policy_folder: str) -> None:
+@pytest.mark.parametrize("stage", [2, 3])
+def test_weight_buckets_hold_every_parameter_once(
+    stage: int, alone: Results, pair: list[Results], policy_folder: str
+) -> None:
     model = AutoModelForImageTextToText.from_pretrained(policy_folder)
     names = [name for name, _ in model.named_parameters()]
-    for result in (alone["stage 2"], alone["stage 3"], pair[0]["stage 3"]):
-        infos, buckets = zip(*result["buckets"], strict=True)
+    assert "lm_head.weight" not in names
+    for ranks in ([alone], pair):
+        results = [rank[f"stage {stage}"] for rank in ranks]
+        assert all(torch.equal(results[0]["parameters"][0][name], part) for name, part in model.named_parameters())
+        infos, buckets = zip(*buckets_in_turn(results), strict=True)
         assert len(buckets) > 5
         assert sorted(name for bucket in buckets for name in bucket) == sorted(names)
-        Manifest(version=PolicyVersion(1), buckets=infos).check(buckets)
-        assert "lm_head.weight" not in names
-        start = result["parameters"][0]
-        assert all(torch.equal(start[name], parameter) for name, parameter in model.named_parameters())
-    assert all(bucket == ((), {}) for bucket in pair[1]["stage 3"]["buckets"])
+        Manifest(version=PolicyVersion(1), buckets=infos, is_whole=True).check(buckets)
+        after = results[0]["parameters"][-1]
+        for info in (info for part in infos for info in part):
+            (content,) = [bucket[info.name] for bucket in buckets if info.name in bucket]
+            assert content.tobytes() == after[info.name].numpy().tobytes(), info.name
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_weight_buckets_of_ranks_in_turn_are_those_of_one_rank(stage: int, alone: Results, pair: list[Results]) -> None:
+    turns = list(zip(*(rank[f"stage {stage}"]["infos_at_start"] for rank in pair), strict=True))
+    assert all(not infos[1 - number % 2] for number, infos in enumerate(turns))
+    assert [infos[number % 2] for number, infos in enumerate(turns)] == alone[f"stage {stage}"]["infos_at_start"]
+
+
+def buckets_in_turn(results: list[dict[str, Any]]) -> list[Any]:
+    """Each bucket from the rank whose turn it is; the others have none of it."""
+    found = []
+    for number, parts in enumerate(zip(*(result["buckets"] for result in results), strict=True)):
+        turn = number % len(results)
+        assert all(part == ((), {}) for rank, part in enumerate(parts) if rank != turn)
+        found.append(parts[turn])
+    return found
 
 
 @pytest.mark.parametrize("job", ["stage 2", "bfloat16", "two ranks, stage 3"])

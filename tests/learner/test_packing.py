@@ -3,9 +3,10 @@
 import random
 
 import pytest
+import torch
 
 from learner.packing import GroupLengths, plan_passes, split_group
-from learner.weights import plan_buckets
+from learner.weights import pack_bucket, plan_buckets
 
 
 def lengths(group: int, prompt: int, *answers: int) -> GroupLengths:
@@ -67,3 +68,15 @@ def test_buckets_hold_every_name_once_in_order() -> None:
     assert plan_buckets([], 10) == ()
     with pytest.raises(ValueError, match="max_bytes is 0"):
         plan_buckets([("a", 4)], 0)
+
+
+def test_a_staged_bucket_is_the_same_and_lies_where_it_was_staged():
+    tensors = {"a": torch.arange(6.0).reshape(2, 3).T, "b": torch.arange(5, dtype=torch.bfloat16)}
+    staging = torch.zeros(40, dtype=torch.uint8)
+    infos, bucket = pack_bucket(tensors, keep=False, staging=staging)
+    plain_infos, plain = pack_bucket(tensors, keep=True)
+    assert infos == plain_infos
+    assert all(bucket[name].tobytes() == plain[name].tobytes() for name in tensors)
+    # 6 numbers of 4 bytes, then 5 of 2.
+    assert staging.numpy().tobytes() == plain["a"].tobytes() + plain["b"].tobytes() + bytes(6)
+    assert [array.ctypes.data - staging.data_ptr() for array in bucket.values()] == [0, 24]

@@ -1,11 +1,13 @@
-"""The order of a publish by NCCL, with fakes: both sides must be in the broadcast at the same time."""
+"""Publishing, with fakes: by NCCL both sides are in the broadcast at the same time; ranks export buckets in turn."""
 
 import asyncio
 from typing import Any
 
 import pytest
 
+from learner.config import LearnerConfig
 from orchestrator.publish import NcclPublisher, StorePublisher, make_publisher
+from orchestrator.ray_roles import BUCKET_BYTES, RayLearner
 from orchestrator.roles import Exported
 from rollout.config import RolloutConfig
 from tvr.manifest import Manifest, TensorInfo
@@ -44,7 +46,7 @@ class FakeSides:
             await self.barrier.wait()
         if method == "manifest":
             info = TensorInfo(name="a", dtype="float32", shape=(1,), checksum="")
-            return [Manifest(version=args[0], buckets=((info,),))]
+            return [Manifest(version=args[0], buckets=((info,),), is_whole=False)]
         return []
 
     async def receive(self, exported: Exported) -> float:
@@ -65,6 +67,42 @@ async def test_nccl_sides_meet_once_and_again_when_a_worker_was_added():
     sides.workers.append(FakeWorker(sides.events, "worker 2"))
     await (await publisher.send(PolicyVersion(3)))
     assert "worker 2 joins learner:1234 as 5 of 7" in sides.events
+
+
+class FakeRank:
+    """Answers for its bucket, or the other's, when *all_asked* has been passed by the calls for every bucket."""
+
+    def __init__(self, rank: int, num_buckets: int, all_asked: asyncio.Barrier) -> None:
+        self.rank, self.num_buckets, self.all_asked = rank, num_buckets, all_asked
+        self.weight_bucket_count = self.weight_bucket = self
+
+    def options(self, num_returns: int) -> "FakeRank":
+        assert num_returns == 2
+        return self
+
+    def remote(self, number: int) -> Any:
+        if number == BUCKET_BYTES:
+            return self._count()
+        return self._describe(number), f"{number} at rank {self.rank}"
+
+    async def _count(self) -> int:
+        return self.num_buckets
+
+    async def _describe(self, number: int) -> tuple[TensorInfo, ...]:
+        await self.all_asked.wait()
+        name = f"{number} of rank {self.rank}"
+        return (TensorInfo(name=name, dtype="float32", shape=(1,), checksum=""),) if number % 2 == self.rank else ()
+
+
+async def test_all_buckets_are_asked_for_at_once_and_each_is_taken_from_the_rank_whose_turn_it_is():
+    all_asked = asyncio.Barrier(2 * 5)
+    ranks = [FakeRank(rank, 5, all_asked) for rank in range(2)]
+    learner = RayLearner(ranks, LearnerConfig(ranks=2, lora_rank=4))
+    exported = await asyncio.wait_for(learner.export(PolicyVersion(7)), 10)
+    turns = [(number, number % 2) for number in range(5)]
+    assert exported.buckets == tuple(f"{number} at rank {rank}" for number, rank in turns)
+    assert [info.name for info in exported.manifest.tensors] == [f"{number} of rank {rank}" for number, rank in turns]
+    assert (exported.manifest.version, exported.manifest.is_whole) == (7, False)
 
 
 @pytest.mark.parametrize(("transport", "kind"), [("object_store", StorePublisher), ("nccl", NcclPublisher)])

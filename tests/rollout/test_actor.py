@@ -1,9 +1,12 @@
 """The worker's rules, with an engine that does what the test says."""
 
 import asyncio
+import errno
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -25,6 +28,9 @@ class GatedEngine:
         self.loading = asyncio.Event()
         self.begun: list[str] = []
         self.new_eyes: list[bool] = []
+        self.no_room: OSError | None = None
+        self.prepared_now = 0
+        self.preparing = asyncio.Event()
 
     async def sample(
         self, prompt: Prompt, num_samples: int, seed: int, greedy: bool
@@ -35,7 +41,21 @@ class GatedEngine:
                 await self.answers.wait()
             yield index, sample
 
-    async def load_weights(self, manifest: Manifest, buckets: Sequence[Bucket], file: Path, new_eyes: bool) -> float:
+    @asynccontextmanager
+    async def prepared(
+        self, manifest: Manifest, buckets: Sequence[Bucket], folder: Path
+    ) -> AsyncIterator[list[dict[str, Any]]]:
+        if self.no_room is not None:
+            raise self.no_room
+        self.prepared_now += 1
+        self.preparing.set()
+        try:
+            yield []
+        finally:
+            self.prepared_now -= 1
+
+    async def load_weights(self, manifest: Manifest, parts: Sequence[dict[str, Any]], new_eyes: bool) -> float:
+        assert self.prepared_now == 1
         self.new_eyes.append(new_eyes)
         self.loading.set()
         await self.gate.wait()
@@ -59,7 +79,7 @@ def weights(version: int, vision: int = 0) -> tuple[Manifest, Bucket]:
     infos = tuple(
         TensorInfo(name=name, dtype="uint8", shape=(4,), checksum=checksum(content)) for name, content in bucket.items()
     )
-    return Manifest(version=PolicyVersion(version), buckets=(infos,)), bucket
+    return Manifest(version=PolicyVersion(version), buckets=(infos,), is_whole=True), bucket
 
 
 def make_worker(
@@ -196,10 +216,8 @@ async def test_after_a_failed_update_what_waited_for_it_is_refused(
     tmp_path: Path, make_prompt: Callable[[int], Prompt]
 ) -> None:
     class FailingEngine(GatedEngine):
-        async def load_weights(
-            self, manifest: Manifest, buckets: Sequence[Bucket], file: Path, new_eyes: bool
-        ) -> float:
-            await super().load_weights(manifest, buckets, file, new_eyes)
+        async def load_weights(self, manifest: Manifest, parts: Sequence[dict[str, Any]], new_eyes: bool) -> float:
+            await super().load_weights(manifest, parts, new_eyes)
             raise RuntimeError("half of it")
 
     engine = FailingEngine()
@@ -212,6 +230,52 @@ async def test_after_a_failed_update_what_waited_for_it_is_refused(
     for refused in (update, waiting):
         with pytest.raises(WeightUpdateError, match="half of it"):
             await refused
+    assert engine.prepared_now == 0
+
+
+async def test_without_room_for_a_version_the_worker_goes_on_with_the_one_before(
+    tmp_path: Path, make_prompt: Callable[[int], Prompt]
+) -> None:
+    engine = GatedEngine()
+    engine.gate.set()
+    engine.answers.set()
+    worker = make_worker(engine, tmp_path, "drain")
+    engine.no_room = OSError(errno.ENOSPC, "no room")
+    with pytest.raises(OSError, match="no room"):
+        await worker.receive(*weights(1))
+    await worker.sample(make_prompt(0), seed=0)
+    engine.no_room = None
+    await worker.receive(*weights(1))
+    assert worker.version == 1
+
+
+async def test_a_version_is_prepared_while_answers_that_are_drained_go_on(
+    tmp_path: Path, make_prompt: Callable[[int], Prompt]
+) -> None:
+    engine = GatedEngine()
+    engine.gate.set()
+    worker = make_worker(engine, tmp_path, "drain")
+    sampling = asyncio.create_task(worker.sample(make_prompt(0), seed=0))
+    await settle()
+    update = asyncio.create_task(worker.receive(*weights(1)))
+    await asyncio.wait_for(engine.preparing.wait(), 10)
+    assert not sampling.done()
+    engine.answers.set()
+    await asyncio.gather(sampling, update)
+
+
+async def test_every_version_has_the_tensors_of_the_first(tmp_path: Path) -> None:
+    engine = GatedEngine()
+    engine.gate.set()
+    worker = make_worker(engine, tmp_path)
+    await worker.receive(*weights(1))
+    manifest, bucket = weights(2)
+    fewer = replace(manifest, buckets=(manifest.buckets[0][:1],))
+    with pytest.raises(ValueError, match=r"version 2 has not the tensors of 1, .* such as model\.visual\.merger"):
+        await worker.receive(fewer, {"lm_head": bucket["lm_head"]})
+    assert worker.version == 1
+    await worker.receive(manifest, bucket)
+    assert worker.version == 2
 
 
 async def test_a_sample_is_scored_as_it_ends_not_as_its_group_ends(
@@ -298,3 +362,17 @@ async def test_pictures_are_encoded_again_only_if_the_vision_tower_has_changed(t
         await worker.receive(*weights(version, vision))
     # Of version 1 nobody knows what version 0 had.
     assert engine.new_eyes == [True, False, True, False]
+
+
+@pytest.mark.parametrize(("names", "new_eyes"), [({"lm_head"}, False), ({"lm_head", "model.visual.merger"}, True)])
+async def test_by_nccl_pictures_are_encoded_again_only_if_a_version_holds_something_of_the_vision_tower(
+    names: set[str], new_eyes: bool, tmp_path: Path
+) -> None:
+    engine = GatedEngine()
+    engine.gate.set()
+    worker = make_worker(engine, tmp_path)
+    worker.config = RolloutConfig(weight_transport="nccl")
+    infos = tuple(TensorInfo(name=name, dtype="uint8", shape=(4,), checksum="") for name in sorted(names))
+    for version in (1, 2):
+        await worker.receive(Manifest(version=PolicyVersion(version), buckets=(infos,), is_whole=False))
+    assert engine.new_eyes == [new_eyes] * 2

@@ -10,7 +10,7 @@ from rollout.shm import SharedFiles, remove_leftovers
 def test_only_files_of_dead_workers_are_removed(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from rollout.shm import SharedFiles\n"
-        "files = SharedFiles('dead', Path(sys.argv[1])); files.path('weights').write_bytes(b'x')\n"
+        "files = SharedFiles('dead', Path(sys.argv[1])); (files.folder / files.name).write_bytes(b'x')\n"
         "print(files.name, flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
@@ -21,8 +21,8 @@ def test_only_files_of_dead_workers_are_removed(tmp_path: Path) -> None:
         os.kill(dead.pid, signal.SIGKILL)
         dead.wait()
     live = SharedFiles("live", tmp_path)
-    live.path("weights").write_bytes(b"x")
+    (live.folder / live.name).write_bytes(b"x")
     assert remove_leftovers(tmp_path) == [name]
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{live.name}.lock", f"{live.name}.weights"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [live.name, f"{live.name}.lock"]
     live.remove()
     assert list(tmp_path.iterdir()) == []

@@ -69,9 +69,19 @@ class Served:
         weights = self.perturbed(seed)
         if part == "language":
             weights |= {name: old for name, old in self.weights[self.version].items() if "visual" in name}
+        await self.send(weights)
+
+    async def send(self, weights: Weights) -> None:
+        """As the next version, whose other tensors are those of this one."""
+        is_whole = len(weights) == len(self.weights[START])
         self.version = PolicyVersion(self.version + 1)
-        await self.worker.receive(*packed(self.version, weights))
-        self.weights[self.version] = weights
+        await self.worker.receive(*packed(self.version, weights, is_whole))
+        self.weights[self.version] = self.weights[PolicyVersion(self.version - 1)] | weights
+
+    def always_had(self, names: set[str]) -> None:
+        """Go on as a worker whose every version consisted of *names*."""
+        infos = tuple(TensorInfo(name=name, dtype="float32", shape=(), checksum="") for name in sorted(names))
+        self.worker._manifest = Manifest(version=self.version, buckets=(infos,), is_whole=False)
 
     def max_difference(self, group: SampleGroup) -> float:
         """Between the engine's log-probs and those of the version that each token claims."""
@@ -107,7 +117,7 @@ class Served:
         return torch.log_softmax(logits, dim=-1).gather(1, token_ids[:, None])[:, 0].numpy()
 
 
-def packed(version: int, weights: Weights) -> tuple[Manifest, Bucket, Bucket]:
+def packed(version: int, weights: Weights, is_whole: bool = True) -> tuple[Manifest, Bucket, Bucket]:
     """Two buckets that part a layer."""
     buckets = []
     names = list(weights)
@@ -125,7 +135,7 @@ def packed(version: int, weights: Weights) -> tuple[Manifest, Bucket, Bucket]:
         )
         for bucket in buckets
     )
-    return Manifest(version=PolicyVersion(version), buckets=infos), buckets[0], buckets[1]
+    return Manifest(version=PolicyVersion(version), buckets=infos, is_whole=is_whole), buckets[0], buckets[1]
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -303,15 +313,49 @@ async def test_after_an_update_no_cache_is_left_of_the_old_weights(
         np.testing.assert_allclose(new.trace.logprobs[:same], expected.trace.logprobs[:same], rtol=0, atol=atol)
 
 
+@pytest.mark.parametrize("by", ["arrays", "files"])
+async def test_after_versions_of_adapted_layers_alone_logprobs_are_those_of_the_merged_weights(
+    by: str, served: Served, make_prompt: Callable[[int], Prompt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Embeddings, norms and the patches' convolution are not sent, and keep what earlier versions gave them."""
+    monkeypatch.setattr(served.worker._engine, "_is_in_process", by == "arrays")
+    linear = {name for name, module in served.model.named_modules() if isinstance(module, torch.nn.Linear)}
+    names = {name for name in served.weights[START] if name.rpartition(".")[0] in linear}
+    assert 60 < len(names) < len(served.weights[START]) - 10
+    served.always_had(names)
+    for seed in (21, 22):
+        weights = served.perturbed(seed)
+        await served.send({name: weights[name] for name in names})
+        group = await served.sample(make_prompt(1), seed=3)
+        assert group.oldest_version == served.version
+        assert served.max_difference(group) < TOLERANCE
+    served.always_had(set(served.weights[START]))
+
+
+async def test_after_versions_of_the_language_model_alone_pictures_are_seen_as_before(
+    served: Served, make_prompt: Callable[[int], Prompt]
+) -> None:
+    """The tied head, which no version holds, computes with the new embedding."""
+    names = {name for name in served.weights[START] if "visual" not in name}
+    served.always_had(names)
+    for seed in (23, 24):
+        weights = served.perturbed(seed)
+        await served.send({name: weights[name] for name in names})
+        group = await served.sample(make_prompt(1), seed=3)
+        assert served.max_difference(group) < TOLERANCE
+    served.always_had(set(served.weights[START]))
+
+
 async def test_after_an_incomplete_update_the_worker_refuses_everything(
     served: Served, make_prompt: Callable[[int], Prompt]
 ) -> None:
+    served.always_had(set(served.weights[START]) - {"model.visual.merger.mlp.0.weight"})
     weights = served.perturbed(seed=0)
     del weights["model.visual.merger.mlp.0.weight"]
     in_flight = asyncio.create_task(served.sample(make_prompt(7), seed=0))
     await asyncio.sleep(0)
     next_version = PolicyVersion(served.version + 1)
-    with pytest.raises(WeightUpdateError, match=r"left out 1 parameters, such as visual\.merger\.mlp\.0\.weight"):
+    with pytest.raises(WeightUpdateError, match=r"1 layers only part of their weights, such as visual\.merger\.mlp\.0"):
         await served.worker.receive(*packed(next_version, weights))
     for refused in (
         in_flight,
