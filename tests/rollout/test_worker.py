@@ -328,7 +328,7 @@ async def test_after_versions_of_adapted_layers_alone_logprobs_are_those_of_the_
         await served.send({name: weights[name] for name in names})
         group = await served.sample(make_prompt(1), seed=3)
         assert group.oldest_version == served.version
-        assert served.max_difference(group) < TOLERANCE
+        assert served.max_difference(group) < served.tolerance
     served.always_had(set(served.weights[START]))
 
 
@@ -342,7 +342,7 @@ async def test_after_versions_of_the_language_model_alone_pictures_are_seen_as_b
         weights = served.perturbed(seed)
         await served.send({name: weights[name] for name in names})
         group = await served.sample(make_prompt(1), seed=3)
-        assert served.max_difference(group) < TOLERANCE
+        assert served.max_difference(group) < served.tolerance
     served.always_had(set(served.weights[START]))
 
 
