@@ -15,7 +15,7 @@ class OneLayer:
         self.weights = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4, dtype=torch.bfloat16)}
         self.open: list[str] = []
 
-    def parameters(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
+    def published_parameters(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
         return [(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in self.weights.items()]
 
     @contextmanager
