@@ -36,6 +36,7 @@ from learner.loss import (
 )
 from learner.packing import GroupLengths, Pass, Row, plan_passes, split_group
 from learner.refused import Examined, explain, save_refused
+from learner.saving import save_policy
 from learner.sft import make_example
 from learner.weights import pack_bucket, plan_buckets
 from tvr.manifest import Manifest, TensorInfo
@@ -214,13 +215,10 @@ class LearnerRank:
 
     def save_model(self, folder: str) -> None:
         """Write a plain Hugging Face folder, processor included. Rank 0 writes; all return when it is whole."""
-        engine = self._connected
-        with engine.gathered([name for name, _, _ in engine.parameters()]) as tensors:
-            if self._rank == 0:
-                state = {name: tensor.cpu() for name, tensor in tensors.items()}
-                engine.model.save_pretrained(folder, state_dict=state)
-                self._encoder.processor.save_pretrained(folder)
-        engine.barrier()
+        save_policy(self._connected, Path(folder))
+        if self._rank == 0:
+            self._encoder.processor.save_pretrained(folder)
+        self._connected.barrier()
 
     def save_checkpoint(self) -> None:
         """Copy weights and optimiser to host memory, and write them while later steps run.
