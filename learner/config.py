@@ -92,7 +92,8 @@ class LearnerJob:
 
     *model* and *reference* are Hugging Face folders: the policy to begin with, and the one that the KL is taken from.
     Samples are drawn at *temperature* and are at most *max_answer_tokens* long; the run makes *steps* steps. Refused
-    steps and checkpoints, the newest *keep_checkpoints* of them, go to *folder*, which all ranks share.
+    steps and checkpoints, the newest *keep_checkpoints* of them, go to *folder*, which all ranks share; writing one may
+    take *checkpoint_timeout_s* seconds.
     """
 
     model: str
@@ -103,6 +104,7 @@ class LearnerJob:
     steps: int
     seed: int = 0
     keep_checkpoints: int = 2
+    checkpoint_timeout_s: float = 3600.0
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:

@@ -186,6 +186,10 @@ class Engine:
         """This rank's share of the trained weights and optimiser states, copied to host memory."""
         return zero_state.take(self._engine, self.config.zero_stage, self._trained, self.rank, self.world_size)
 
+    def snapshot_bytes(self) -> int:
+        """Those of `snapshot`."""
+        return zero_state.count_bytes(self._trained, self.rank, self.world_size)
+
     def barrier(self) -> None:
         torch.distributed.barrier()
 

@@ -23,6 +23,7 @@ from orchestrator.config import ConfigError, RunConfig
 from orchestrator.ray_actors import LearnerActor, RolloutActor
 from orchestrator.ray_roles import RayLearner, RayRollouts
 from orchestrator.ray_scoring import RayScorer
+from orchestrator.run_directory import RunDirectory
 from reward_service.actor import RewardWorker
 
 logger = logging.getLogger(__name__)
@@ -100,12 +101,13 @@ def _check_address(address: str) -> None:
 
 
 async def start_roles(
-    config: RunConfig, out: Path, checkpoint: Path | None = None
+    config: RunConfig, out: Path, directory: RunDirectory | None = None
 ) -> tuple[RayRollouts, RayScorer, RayLearner]:
     """Place all workers and wait until they are ready.
 
-    The learner goes on from *checkpoint* and writes to *out*, both absolute; the rollout workers serve the model that
-    the run began with. Raises ConfigError if the cluster is too small for them.
+    The learner goes on from the checkpoint in *directory*, which passes over damaged ones, and writes to *out*, an
+    absolute path; the rollout workers serve the model that the run began with. Raises ConfigError if the cluster is too
+    small for them, or no checkpoint is whole.
     """
     _check_room(config)
     model = str(config.model.resolve())
@@ -124,13 +126,16 @@ async def start_roles(
         steps=config.loop.steps,
         seed=config.seed,
         keep_checkpoints=config.checkpoint.keep,
+        checkpoint_timeout_s=config.checkpoint.timeout_s,
     )
     ranks = config.learner.ranks
     learner = RayLearner(
-        [_actor(LearnerActor, 1).remote(config.learner, job, rank, ranks) for rank in range(ranks)], config.learner
+        [_actor(LearnerActor, 1).remote(config.learner, job, rank, ranks) for rank in range(ranks)],
+        config.learner,
+        config.checkpoint.timeout_s,
     )
+    await learner.start(config.start_timeout_s, directory)  # first: without a whole checkpoint no engine is needed
     await rollouts.start(config.start_timeout_s)
-    await learner.start(config.start_timeout_s, checkpoint)
     await scorer.start(config.start_timeout_s)
     return rollouts, scorer, learner
 
