@@ -179,14 +179,16 @@ class Checkpoint:
     def parts(self, wanted: Iterable[tuple[str, int, int]]) -> Iterator[torch.Tensor]:
         """Of each (name, first, last) the numbers *first* up to *last* of the flat tensor, which is float32.
 
-        Nothing else is read, and one part at a time is in memory. What lies behind the end is left out.
+        Nothing else is read. A part is a view of its file, whose pages go when it goes. What is behind the end is left
+        out.
         """
         places = self._places()
         for name, first, last in wanted:
             place = places[name]
             begin, end = (min(place.begin + number * _FLOAT_BYTES, place.end) for number in (first, last))
-            count = (end - begin) // _FLOAT_BYTES
-            yield torch.from_numpy(np.fromfile(place.file, np.float32, count=count, offset=begin))
+            # Mapped, not read into a buffer: a large one that is freed makes malloc keep more of all that comes after.
+            mapped = np.memmap(place.file, np.float32, "c", offset=begin, shape=((end - begin) // _FLOAT_BYTES,))
+            yield torch.from_numpy(mapped)
 
     def _places(self) -> dict[str, "_Place"]:
         """By name of the tensor."""

@@ -111,7 +111,7 @@ def _set_own(engine: Any, stage: int, parameter: Any, kind: str, value: torch.Te
 
 
 def _filled_up(part: torch.Tensor, size: int) -> torch.Tensor:
-    return torch.nn.functional.pad(part, (0, size - len(part)))
+    return part if len(part) == size else torch.nn.functional.pad(part, (0, size - len(part)))
 
 
 def _share(trained: Trained, rank: int, world_size: int) -> list[str]:

@@ -1,6 +1,7 @@
 """The saved policy is what transformers itself would save, in one file or in several."""
 
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,8 +16,6 @@ from learner import saving
 from learner.config import LearnerConfig
 from learner.policy import load_policy, published
 from learner.saving import save_policy
-
-LEGACY = {"model.language_model.": "model.", "model.visual.": "visual."}
 
 
 class OneRank:
@@ -41,19 +40,16 @@ class OneRank:
         """There is nobody to wait for."""
 
 
-@pytest.fixture(params=["", "legacy"])
+@pytest.fixture(params=["names of the Hub", "names of the class"])
 def engine(request: pytest.FixtureRequest, policy_folder: str, tmp_path: Path) -> OneRank:
-    """Of the tiny policy; also as a folder of an earlier transformers names its weights, which are renamed to load."""
-    folder = Path(policy_folder)
-    if request.param:
-        legacy = tmp_path / "legacy"
-        legacy.mkdir()
-        tensors = safetensors.torch.load_file(folder / "model.safetensors")
-        for new, old in LEGACY.items():
-            tensors = {name.replace(new, old): tensor for name, tensor in tensors.items()}
-        safetensors.torch.save_file(tensors, legacy / "model.safetensors", metadata={"format": "pt"})
-        (legacy / "config.json").write_text((folder / "config.json").read_text())
-        folder = legacy
+    """Of the tiny policy. The Hub's names of weights are others than those of the model that is made of them, and are
+    what transformers saves; a folder with the class's own is loaded too.
+    """
+    folder = tmp_path / "policy"
+    shutil.copytree(policy_folder, folder)
+    if request.param == "names of the class":
+        tensors = dict(load_policy(LearnerConfig(), policy_folder, torch.device("cpu")).named_parameters())
+        safetensors.torch.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     model = load_policy(LearnerConfig(), str(folder), torch.device("cpu"))
     with torch.no_grad():
         for parameter in model.parameters():
