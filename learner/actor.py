@@ -1,8 +1,9 @@
 """One learner rank: groups in, a policy version out.
 
-A plain class with synchronous methods, made a Ray actor where it is placed. Call order: `address` on rank 0, then
-`connect` on all ranks at once, then any of the others. Every method from `connect` on is a collective: call it on all
-ranks with the same arguments, or the ranks wait for each other for ever; give every call a deadline.
+A plain class with synchronous methods, made a Ray actor where it is placed. Call order: `damage` on all ranks if there
+is a checkpoint to go on from, `address` on rank 0, then `connect` on all ranks at once, then any of the others. Every
+method from `connect` on is a collective: call it on all ranks with the same arguments, or the ranks wait for each other
+for ever; give every call a deadline.
 """
 
 import logging
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 
 from learner.batch import Batch, BatchRow, Prompted, collate, lay_out_prompt, shared_prompt
-from learner.checkpoint import CheckpointWriter, open_checkpoint
+from learner.checkpoint import Checkpoint, CheckpointWriter
 from learner.config import LearnerConfig, LearnerJob
 from learner.encode import PairEncoder
 from learner.engine import Engine, Loss, NonFiniteStep
@@ -36,6 +37,7 @@ from learner.loss import (
 )
 from learner.packing import GroupLengths, Pass, Row, plan_passes, split_group
 from learner.refused import Examined, explain, save_refused
+from learner.saving import save_policy
 from learner.sft import make_example
 from learner.weights import make_staging, pack_bucket, plan_buckets
 from tvr.manifest import Manifest, TensorInfo
@@ -71,7 +73,7 @@ class LearnerRank:
             keep=job.keep_checkpoints,
             rank=rank,
             world_size=world_size,
-            timeout_s=config.timeout_s,
+            timeout_s=job.checkpoint_timeout_s,
         )
 
     def address(self) -> tuple[str, int]:
@@ -81,12 +83,15 @@ class LearnerRank:
             listener.bind((host, 0))
             return host, listener.getsockname()[1]
 
-    def connect(self, master_addr: str, master_port: int, checkpoint: str | None = None) -> PolicyVersion:
-        """Join the other ranks and load the policy, or go on from the folder *checkpoint*, whoever wrote it.
+    def damage(self, checkpoint: Checkpoint) -> tuple[str, ...]:
+        """What is wrong with the bytes of this rank's share of *checkpoint*; all ranks together read each once."""
+        return checkpoint.damage(self._rank, self._world_size)
 
-        Returns the version of the weights when all ranks have. Raises ValueError if the checkpoint is damaged.
+    def connect(self, master_addr: str, master_port: int, checkpoint: Checkpoint | None = None) -> PolicyVersion:
+        """Join the other ranks and load the policy, or go on from *checkpoint*, whoever wrote it.
+
+        Its bytes are taken as they are: see `damage`. Returns the version of the weights when all ranks have them.
         """
-        found = None if checkpoint is None else open_checkpoint(Path(checkpoint))
         self._engine = Engine(
             self._config,
             self._job,
@@ -94,10 +99,10 @@ class LearnerRank:
             world_size=self._world_size,
             master_addr=master_addr,
             master_port=master_port,
-            checkpoint=found,
+            checkpoint=checkpoint,
         )
-        if found is not None:
-            self._version = found.version
+        if checkpoint is not None:
+            self._version = checkpoint.version
         return self._version
 
     def version(self) -> PolicyVersion:
@@ -220,13 +225,14 @@ class LearnerRank:
 
     def save_model(self, folder: str) -> None:
         """Write a plain Hugging Face folder, processor included. Rank 0 writes; all return when it is whole."""
-        engine = self._connected
-        with engine.gathered([name for name, _, _ in engine.parameters()]) as tensors:
-            if self._rank == 0:
-                state = {name: tensor.cpu() for name, tensor in tensors.items()}
-                engine.model.save_pretrained(folder, state_dict=state)
-                self._encoder.processor.save_pretrained(folder)
-        engine.barrier()
+        save_policy(self._connected, Path(folder))
+        if self._rank == 0:
+            self._encoder.processor.save_pretrained(folder)
+        self._connected.barrier()
+
+    def snapshot_bytes(self) -> tuple[str, int]:
+        """This host's address, and how much of its memory this rank's share of a checkpoint takes."""
+        return _own_address(), self._connected.snapshot_bytes()
 
     def save_checkpoint(self) -> None:
         """Copy weights and optimiser to host memory, and write them while later steps run.

@@ -8,6 +8,8 @@
 All of this is written in `step-000012.part`. Rank 0 renames the folder when every byte is on disk, so one with its
 final name is whole unless the disk has damaged it since, which its checksums show. A folder is renamed to
 `step-000012.deleted` before it is emptied. The ranks need a file system that all of them see, and nothing else.
+
+To find a checkpoint is cheap: manifest and sizes. Its bytes are hashed by `Checkpoint.damage`, by all readers together.
 """
 
 import hashlib
@@ -18,11 +20,11 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 from safetensors import safe_open
@@ -35,6 +37,7 @@ PART, DELETED = ".part", ".deleted"
 
 _FOLDER = re.compile(r"step-(\d{6,})(\.part)?")
 _POLL_S = 0.05
+_FLOAT_BYTES = 4
 
 
 class CheckpointWriter:
@@ -136,37 +139,87 @@ class CheckpointWriter:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class RankFile:
+    """What the manifest says of one rank's file."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Checkpoint:
-    """One whole checkpoint. Plain data: one process may check it and send this to the others."""
+    """A checkpoint, whole unless `damage` says otherwise. Plain data: one process finds it, the others are sent it."""
 
     version: PolicyVersion
     path: Path
     world_size: int  # ranks that wrote it; any number may read
     facts: dict[str, Any]
-    files: tuple[str, ...]
+    files: tuple[RankFile, ...]
+
+    def damage(self, rank: int, world_size: int) -> tuple[str, ...]:
+        """Read every byte of this rank's share, every so manieth file. Returns what is wrong, naming the file."""
+        with ThreadPoolExecutor() as pool:
+            found = pool.map(lambda file: _wrong_checksum(self.path / file.name, file), self.files[rank::world_size])
+            return tuple(reason for reason in found if reason)
+
+    def names(self) -> tuple[str, ...]:
+        """Of all tensors. Raises ValueError if two files hold the same name."""
+        return tuple(self._places())
 
     def read(self) -> Iterator[tuple[str, torch.Tensor]]:
         """All tensors by name, one at a time. Raises ValueError if two files hold the same name.
 
         A tensor is a view of its file: copy it before the checkpoint may be deleted.
         """
-        return self.tensors(None)
+        for name, place in self._places().items():
+            with safe_open(place.file, framework="pt") as content:
+                yield name, content.get_tensor(name)
 
-    def tensors(self, names: Iterable[str] | None) -> Iterator[tuple[str, torch.Tensor]]:
-        """As `read`, only *names*, in their order. A name that is in no file is a ValueError before the first one."""
-        with ExitStack() as stack:
-            holders: dict[str, Any] = {}
-            for file in self.files:
-                holder = stack.enter_context(safe_open(self.path / file, framework="pt"))
-                for name in holder.offset_keys():
-                    if name in holders:
-                        raise ValueError(f"{self.path.name}/{file}: {name!r} is in another rank's file as well")
-                    holders[name] = holder
-            wanted = list(holders if names is None else names)
-            if unknown := [name for name in wanted if name not in holders]:
-                raise ValueError(f"{self.path.name} does not hold {unknown}")
-            for name in wanted:
-                yield name, holders[name].get_tensor(name)
+    def parts(self, wanted: Iterable[tuple[str, int, int]]) -> Iterator[torch.Tensor]:
+        """Of each (name, first, last) the numbers *first* up to *last* of the flat tensor, which is float32.
+
+        Nothing else is read. A part is a view of its file, whose pages go when it goes. What is behind the end is left
+        out.
+        """
+        places = self._places()
+        for name, first, last in wanted:
+            place = places[name]
+            begin, end = (min(place.begin + number * _FLOAT_BYTES, place.end) for number in (first, last))
+            # Mapped, not read into a buffer: a large one that is freed makes malloc keep more of all that comes after.
+            mapped = np.memmap(place.file, np.float32, "c", offset=begin, shape=((end - begin) // _FLOAT_BYTES,))
+            yield torch.from_numpy(mapped)
+
+    def _places(self) -> dict[str, "_Place"]:
+        """By name of the tensor."""
+        places: dict[str, _Place] = {}
+        for file in self.files:
+            path = self.path / file.name
+            for name, place in _read_header(path):
+                if name in places:
+                    raise ValueError(f"{self.path.name}/{file.name}: {name!r} is in another rank's file as well")
+                places[name] = place
+        return places
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """The bytes of a tensor in its file."""
+
+    file: Path
+    begin: int
+    end: int
+
+
+def _read_header(path: Path) -> Iterator[tuple[str, _Place]]:
+    """The format of safetensors: the length of the header, the header, and behind it the tensors as they are."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    for name, entry in header.items():
+        if name != "__metadata__":
+            begin, end = (8 + length + offset for offset in entry["data_offsets"])
+            yield name, _Place(path, begin, end)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -177,10 +230,15 @@ class Torn:
     reason: str
 
 
-def find_newest(folder: Path) -> tuple[Checkpoint | None, list[Torn]]:
-    """The newest whole checkpoint in *folder*, and every newer one, newest first. None without any."""
+def find_newest(folder: Path, before: PolicyVersion | None = None) -> tuple[Checkpoint | None, list[Torn]]:
+    """The newest checkpoint in *folder*, of a version *before* that, and every newer torn one, newest first.
+
+    None without any. Its bytes are still to be read, by `Checkpoint.damage`.
+    """
     torn: list[Torn] = []
     for version, final, path in sorted(_steps(folder), reverse=True):
+        if before is not None and version >= before:
+            continue
         try:
             if not final:
                 raise ValueError(f"{path.name}: was not finished")
@@ -191,16 +249,17 @@ def find_newest(folder: Path) -> tuple[Checkpoint | None, list[Torn]]:
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint at *path*, every byte checked. Raises ValueError, naming the file, if it is not whole."""
+    """The checkpoint at *path*. Raises ValueError, naming the file, if one is missing or has another size."""
     manifest = _read_manifest(path / MANIFEST)
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(lambda entry: _check_file(path / entry["name"], entry), manifest["files"]))
+    files = tuple(RankFile(**entry) for entry in manifest["files"])
+    for file in files:
+        _check_size(path / file.name, file)
     return Checkpoint(
         version=PolicyVersion(manifest["version"]),
         path=path,
         world_size=manifest["world_size"],
         facts=manifest["facts"],
-        files=tuple(entry["name"] for entry in manifest["files"]),
+        files=files,
     )
 
 
@@ -219,15 +278,23 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _check_file(path: Path, entry: dict[str, Any]) -> None:
+def _check_size(path: Path, file: RankFile) -> None:
     where = f"{path.parent.name}/{path.name}"
     try:
-        if (size := path.stat().st_size) != entry["bytes"]:
-            raise ValueError(f"{where}: has {size} bytes, the manifest says {entry['bytes']}")
-        if (checksum := _sha256(path)) != entry["sha256"]:
-            raise ValueError(f"{where}: its checksum is {checksum}, the manifest says {entry['sha256']}")
+        size = path.stat().st_size
     except OSError as error:
         raise ValueError(f"{where}: cannot be read: {error.strerror}") from error
+    if size != file.bytes:
+        raise ValueError(f"{where}: has {size} bytes, the manifest says {file.bytes}")
+
+
+def _wrong_checksum(path: Path, file: RankFile) -> str | None:
+    where = f"{path.parent.name}/{path.name}"
+    try:
+        checksum = _sha256(path)
+    except OSError as error:
+        return f"{where}: cannot be read: {error.strerror}"
+    return None if checksum == file.sha256 else f"{where}: its checksum is {checksum}, the manifest says {file.sha256}"
 
 
 def _steps(folder: Path) -> list[tuple[PolicyVersion, bool, Path]]:

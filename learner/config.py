@@ -97,8 +97,9 @@ class LearnerJob:
 
     *model* and *reference* are Hugging Face folders: the policy to begin with, and the one that the KL is taken from.
     Samples are drawn at *temperature* and are at most *max_answer_tokens* long; the run makes *steps* steps. Refused
-    steps and checkpoints, the newest *keep_checkpoints* of them, go to *folder*, which all ranks share. On *device*
-    "gpu" each rank has a GPU or ends at once; on "cpu" it leaves any alone.
+    steps and checkpoints, the newest *keep_checkpoints* of them, go to *folder*, which all ranks share; writing one may
+    take *checkpoint_timeout_s* seconds. On *device* "gpu" each rank has a GPU or ends at once; on "cpu" it leaves any
+    alone.
     """
 
     model: str
@@ -110,6 +111,7 @@ class LearnerJob:
     seed: int = 0
     keep_checkpoints: int = 2
     device: Literal["cpu", "gpu"] = "cpu"
+    checkpoint_timeout_s: float = 3600.0
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:

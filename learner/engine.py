@@ -188,6 +188,10 @@ class Engine:
         """This rank's share of the trained weights and optimiser states, copied to host memory."""
         return zero_state.take(self._engine, self.config.zero_stage, self._trained, self.rank, self.world_size)
 
+    def snapshot_bytes(self) -> int:
+        """Those of `snapshot`."""
+        return zero_state.count_bytes(self._trained, self.rank, self.world_size)
+
     def barrier(self) -> None:
         torch.distributed.barrier()
 
@@ -214,8 +218,9 @@ class Engine:
 
         if not self.config.loss.needs_reference or self.config.lora_rank > 0:
             return None
-        in_host = torch.device("cpu")
-        model = load_model(self.job.reference, DTYPES[self.config.dtype], in_host).eval().requires_grad_(False)
+        # ZeRO-3 shares it out from the device; otherwise it waits in the host's memory.
+        device = self.device if self.config.zero_stage == 3 else torch.device("cpu")
+        model = load_model(self.job.reference, DTYPES[self.config.dtype], device).eval().requires_grad_(False)
         wrapped = _Policy(model, self.job.temperature)
         if self.config.zero_stage < 3:
             return wrapped

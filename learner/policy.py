@@ -49,13 +49,19 @@ def load_policy(config: LearnerConfig, folder: str, device: torch.device) -> Any
 
 
 def load_model(folder: str, dtype: torch.dtype, device: torch.device) -> Any:
-    """Its head is an `AnswerHead`. Raises ValueError if that has a bias, or if attention slides: rows know neither."""
+    """Its head is an `AnswerHead`. Raises ValueError if that has a bias, or if attention slides: rows know neither.
+
+    In host memory are pages of its files, which the ranks of a node share, and no copy: transformers maps a weight that
+    keeps its dtype, so that each is converted here, alone and on *device*.
+    """
     ours = {"text_config": attention.NAME, "vision_config": windows.NAME}
-    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, attn_implementation=ours)
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto", attn_implementation=ours)
     if "sliding_attention" in model.config.text_config.layer_types:
         raise ValueError(f"{folder}: its config says use_sliding_window, which the learner's attention does not have")
     model.lm_head = AnswerHead(model.lm_head)
-    return model.to(device)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(device).to(dtype)
+    return model.to(device)  # its buffers, whose dtype stays
 
 
 def policy_parameters(model: Any) -> dict[str, PolicyParameter]:

@@ -24,6 +24,7 @@ from orchestrator.placement import place_learner, place_reward_workers, place_ro
 from orchestrator.ray_actors import LearnerActor, RolloutActor
 from orchestrator.ray_roles import RayLearner, RayRollouts
 from orchestrator.ray_scoring import RayScorer
+from orchestrator.run_directory import RunDirectory
 from reward_service.actor import RewardWorker
 
 logger = logging.getLogger(__name__)
@@ -99,12 +100,13 @@ def _check_address(address: str) -> None:
 
 
 async def start_roles(
-    config: RunConfig, out: Path, checkpoint: Path | None = None
+    config: RunConfig, out: Path, directory: RunDirectory | None = None
 ) -> tuple[RayRollouts, RayScorer, RayLearner]:
     """Place all workers and wait until they are ready.
 
-    The learner goes on from *checkpoint* and writes to *out*, both absolute; the rollout workers serve the model that
-    the run began with. Raises ConfigError if the cluster is too small for them.
+    The learner goes on from the checkpoint in *directory*, which passes over damaged ones, and writes to *out*, an
+    absolute path; the rollout workers serve the model that the run began with. Raises ConfigError if the cluster is too
+    small for them, or no checkpoint is whole.
     """
     model = str(config.model.resolve())
     scorers = [place.actor(RewardWorker, max_concurrency=MANY_CALLS) for place in await place_reward_workers(config)]
@@ -122,13 +124,15 @@ async def start_roles(
         seed=config.seed,
         keep_checkpoints=config.checkpoint.keep,
         device=config.device,
+        checkpoint_timeout_s=config.checkpoint.timeout_s,
     )
     learner = RayLearner(
         [place.actor(LearnerActor).remote(config.learner, job, rank, len(ranks)) for rank, place in enumerate(ranks)],
         config.learner,
+        config.checkpoint.timeout_s,
     )
+    await learner.start(config.start_timeout_s, directory)  # first: without a whole checkpoint no engine is needed
     await rollouts.start(config.start_timeout_s)
-    await learner.start(config.start_timeout_s, checkpoint)
     await scorer.start(config.start_timeout_s)
     return rollouts, scorer, learner
 

@@ -71,7 +71,17 @@ class CheckpointConfig(BaseModel):
     every_steps: int = Field(
         default=20, ge=0, description="Steps between checkpoints; larger loses more steps to a crash; 0 turns them off."
     )
-    keep: int = Field(default=2, ge=1, description="Newest checkpoints kept; each has three float32 numbers a weight.")
+    keep: int = Field(
+        default=2,
+        ge=1,
+        description="Newest checkpoints kept; each has three float32 numbers (12 bytes) for every trained weight. One "
+        "more lies on the disk while it is written, and in host memory, shared out over the ranks.",
+    )
+    timeout_s: float = Field(
+        default=3600.0,
+        gt=0,
+        description="Deadline in seconds of writing a checkpoint, and of saving the model; larger bears a slower disk.",
+    )
 
 
 NARROWEST_SEQUENCE_CLIP = 0.01

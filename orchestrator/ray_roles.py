@@ -7,18 +7,19 @@ them do.
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
 from ray.util.metrics import Gauge
 
+from learner.checkpoint import Checkpoint
 from learner.config import LearnerConfig
 from orchestrator.ray_calls import Pool, each, within
 from orchestrator.ray_pictures import detached, reference, store
 from orchestrator.ray_start import Starting
 from orchestrator.roles import Exported
+from orchestrator.run_directory import RunDirectory
 from rollout.config import RolloutConfig
 from tvr.manifest import Manifest, TensorInfo
 from tvr.records import PolicyVersion, Prompt, Sample, SampleGroup, ScoredGroup, StepReport
@@ -87,16 +88,28 @@ async def _make_ready(workers: Sequence[Any], timeout_s: float) -> None:
 class RayLearner:
     """`roles.Learner` on a group of `ray_actors.LearnerActor`; every call goes to all ranks at once."""
 
-    def __init__(self, ranks: list[Any], config: LearnerConfig) -> None:
+    def __init__(self, ranks: list[Any], config: LearnerConfig, checkpoint_timeout_s: float) -> None:
         self._ranks = ranks
         self._config = config
+        self._checkpoint_timeout_s = checkpoint_timeout_s
 
-    async def start(self, timeout_s: float, checkpoint: Path | None = None) -> None:
+    async def start(self, timeout_s: float, directory: RunDirectory | None = None) -> None:
+        """From the newest checkpoint in *directory* that the ranks find whole; it passes over the others."""
         starting = Starting(self._ranks, "learner rank", timeout_s)
         await starting.check_machines()
+        checkpoint = None if directory is None else await self._whole(directory, timeout_s)
         address, port = await self.address(timeout_s)
-        path = None if checkpoint is None else str(checkpoint)
-        await starting.call("connect", address, port, path)
+        await starting.call("connect", address, port, checkpoint)
+
+    async def _whole(self, directory: RunDirectory, timeout_s: float) -> Checkpoint | None:
+        """Each rank reads its share of the files; nobody else reads all of them."""
+        while directory.checkpoint is not None:
+            found = await each(self._ranks, timeout_s, "check of the checkpoint", "damage", directory.checkpoint)
+            reasons = [reason for share in found for reason in share]
+            if not reasons:
+                break
+            directory.pass_over(reasons)
+        return directory.checkpoint
 
     async def address(self, timeout_s: float) -> tuple[str, int]:
         """Rank 0's, with a free port."""
@@ -114,11 +127,19 @@ class RayLearner:
         return (await self.call("supervised step", "imitate_stored", sent, *map(reference, stored)))[0]
 
     async def checkpoint(self) -> None:
+        await self.finish_checkpoint()  # here, where no rank waits for another in the process group meanwhile
         await self.call("checkpoint", "save_checkpoint")
 
     async def finish_checkpoint(self) -> None:
         """Return when the last checkpoint is on disk. Raises what its writing raised."""
-        await self.call("writing of the checkpoint", "finish_checkpoint")
+        await self._call_slow("writing of the checkpoint", "finish_checkpoint")
+
+    async def snapshot_bytes(self) -> dict[str, int]:
+        """By host, how much of its memory a checkpoint takes while it is written; together they are its size."""
+        found: dict[str, int] = {}
+        for host, size in await self.call("size of a checkpoint", "snapshot_bytes"):
+            found[host] = found.get(host, 0) + size
+        return found
 
     async def export(self, version: PolicyVersion) -> Exported:
         counts = await self.call("planning of weight buckets", "weight_bucket_count", BUCKET_BYTES)
@@ -129,7 +150,7 @@ class RayLearner:
         return Exported(manifest=manifest, buckets=buckets)
 
     async def save(self, folder: str) -> None:
-        await self.call("saving of the model", "save_model", folder)
+        await self._call_slow("saving of the model", "save_model", folder)
 
     async def logprobs(self, groups: tuple[SampleGroup, ...]) -> list[list[list[np.ndarray]]]:
         """By rank, group and sample: what the newest version gives the sampled tokens, `[La]` nats."""
@@ -147,6 +168,10 @@ class RayLearner:
     async def call(self, what: str, method: str, *args: Any) -> list[Any]:
         """What each rank returned."""
         return await each(self._ranks, self._config.timeout_s, what, method, *args)
+
+    async def _call_slow(self, what: str, method: str, *args: Any) -> list[Any]:
+        """`call` of what takes as long as the disk does."""
+        return await each(self._ranks, self._checkpoint_timeout_s, what, method, *args)
 
 
 def _sent(group: SampleGroup) -> SampleGroup:

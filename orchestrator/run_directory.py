@@ -11,7 +11,7 @@ import hashlib
 import json
 import shutil
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -67,9 +67,10 @@ LOCK_WAIT_S = 20.0
 
 
 class RunDirectory:
-    """*path* with the newest whole *checkpoint*, from which the run goes on, and the *torn* ones that are newer.
+    """*path* with the newest *checkpoint*, from which the run goes on, and the *torn* ones that are newer.
 
-    *changed* says, a line each, what is another setting than the run began with.
+    Its bytes are still to be read: who finds them damaged calls `pass_over`. *changed* says, a line each, what is
+    another setting than the run began with.
     """
 
     def __init__(
@@ -89,6 +90,23 @@ class RunDirectory:
     def version(self) -> PolicyVersion:
         """Steps that are done."""
         return PolicyVersion(0) if self.checkpoint is None else self.checkpoint.version
+
+    def pass_over(self, reasons: Sequence[str]) -> None:
+        """Go on from an older checkpoint, since this one is damaged. Raises ConfigError if there is none."""
+        assert self.checkpoint is not None, "there is no checkpoint to pass over"
+        version = self.checkpoint.version
+        self.checkpoint, older = find_newest(self.path / CHECKPOINTS, before=version)
+        self.torn += (Torn(version=version, reason="; ".join(reasons)), *older)
+        self.check_not_lost()
+
+    def check_not_lost(self) -> None:
+        """Raise ConfigError if the run would begin anew and replace what it made."""
+        if self.checkpoint is None and (self.torn or self.model.exists()):
+            reasons = "".join(f"\n  {each.reason}" for each in self.torn)
+            raise ConfigError(
+                f"--resume {self.path}: there is no whole checkpoint to go on from, and beginning anew would replace "
+                f"what the run made; name another folder, or move this one away{reasons}"
+            )
 
     def check_data(self, data: Path) -> None:
         """Raise ConfigError unless the run learned from the data in this folder so far, whatever it is called."""
@@ -201,12 +219,7 @@ def open_run_directory(config: RunConfig, out: Path, kind: Kind, resume: bool) -
             f"--resume {out}: loop.steps is {config.loop.steps} and the run has made {directory.version}; give more "
             "steps, or name another folder"
         )
-    if checkpoint is None and (torn or directory.model.exists()):
-        reasons = "".join(f"\n  {each.reason}" for each in torn)
-        raise ConfigError(
-            f"--resume {out}: there is no whole checkpoint to go on from, and beginning anew would replace what the "
-            f"run made; name another folder, or move this one away{reasons}"
-        )
+    directory.check_not_lost()
     return directory
 
 

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from learner.encode import PairEncoder
 from orchestrator.arguments import say
+from orchestrator.checkpoint_room import check_checkpoint_room
 from orchestrator.cluster import connected, start_roles
 from orchestrator.config import ConfigError, RunConfig
 from orchestrator.display import counting, live_note, step_line
@@ -103,11 +104,7 @@ async def started(config: RunConfig, out: Path, kind: Kind, console: Console, re
     What a user can mend is said before the workers start, as ConfigError.
     """
     with claimed_run_directory(config, out, kind, resume) as directory:
-        for line in (
-            *(f"passed over a checkpoint: {torn.reason}" for torn in directory.torn),
-            *([f"going on from {directory.checkpoint.path}"] if directory.checkpoint else []),
-            *directory.changed,
-        ):
+        for line in directory.changed:
             say(console, line)
         check_device(config.device)
         encoder = open_model_folder(config.model)
@@ -115,37 +112,52 @@ async def started(config: RunConfig, out: Path, kind: Kind, console: Console, re
         data, training, held_out = _prompts(config, console)
         directory.check_data(data)
         _check_longest(config, encoder, data)
-        prompts = PromptOrder(training, config.seed)
-        prompts.seek(directory.version * config.loop.groups_per_step)
         with connected(config), cancelled_by_sigterm():  # Ray has a handler of its own, which would abort
             console.print("starting the workers")
             began = time.monotonic()
-            path = None if directory.checkpoint is None else directory.checkpoint.path
-            rollouts, scorer, learner = await start_roles(config, directory.path, path)
+            rollouts, scorer, learner = await start_roles(config, directory.path, directory)
             console.print(f"all workers are ready after {time.monotonic() - began:.0f} s", highlight=False)
-            directory.begin(config, kind, data)
-            session = Session(
-                config=config,
-                console=console,
-                directory=directory,
-                rollouts=rollouts,
-                scorer=scorer,
-                learner=learner,
-                publisher=make_publisher(learner, rollouts, config.rollout),
-                prompts=prompts,
-                held_out=held_out,
-            )
-            if "before" not in directory.evaluations():
-                await session.evaluate("before")
-            if directory.version > 0:
-                await (await session.publisher.send(directory.version))
             try:
+                await _say_checkpoints(config, directory, learner, console)
+                directory.begin(config, kind, data)
+                session = Session(
+                    config=config,
+                    console=console,
+                    directory=directory,
+                    rollouts=rollouts,
+                    scorer=scorer,
+                    learner=learner,
+                    publisher=make_publisher(learner, rollouts, config.rollout),
+                    prompts=_prompts_left(config, training, directory.version),
+                    held_out=held_out,
+                )
+                if "before" not in directory.evaluations():
+                    await session.evaluate("before")
+                if directory.version > 0:
+                    await (await session.publisher.send(directory.version))
                 yield session
             except BaseException:  # whatever ended the run, nothing of it stays in shared memory
                 await _stop_after_failure(rollouts)
                 raise
             await rollouts.stop()
     say(console, f"run directory: {out}")
+
+
+async def _say_checkpoints(config: RunConfig, directory: RunDirectory, learner: RayLearner, console: Console) -> None:
+    """From which one the run goes on, and what those to come take. Raises ConfigError if there is no room for them."""
+    for torn in directory.torn:
+        say(console, f"passed over a checkpoint: {torn.reason}")
+    if directory.checkpoint is not None:
+        say(console, f"going on from {directory.checkpoint.path}")
+    if config.checkpoint.every_steps:
+        say(console, check_checkpoint_room(config, directory.path, await learner.snapshot_bytes()))
+
+
+def _prompts_left(config: RunConfig, training: PromptSet, version: PolicyVersion) -> PromptOrder:
+    """Those behind the steps that are done."""
+    prompts = PromptOrder(training, config.seed)
+    prompts.seek(version * config.loop.groups_per_step)
+    return prompts
 
 
 async def _stop_after_failure(rollouts: RayRollouts) -> None:

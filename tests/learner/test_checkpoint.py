@@ -19,7 +19,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from learner.checkpoint import Checkpoint, CheckpointWriter, find_newest, open_checkpoint
+from learner import checkpoint as checkpoints
+from learner.checkpoint import Checkpoint, CheckpointWriter, Torn, find_newest, open_checkpoint
 from tests.learner import checkpoint_process
 from tests.learner.checkpoint_process import make_facts, make_share, make_writers
 
@@ -34,6 +35,16 @@ def write(folder: Path, version: int, world_size: int = 2, keep: int = 2) -> Non
     for rank, writer in reversed(list(enumerate(writers))):
         writer.write(version, make_share(version, rank, SIZE), make_facts(version))
         writer.wait()
+
+
+def find_whole(folder: Path) -> tuple[Checkpoint | None, list[Torn]]:
+    """As a run of two ranks finds what it goes on from: one that either finds damaged is passed over."""
+    checkpoint, torn = find_newest(folder)
+    while checkpoint and (reasons := [*checkpoint.damage(0, 2), *checkpoint.damage(1, 2)]):
+        torn.append(Torn(version=checkpoint.version, reason="; ".join(reasons)))
+        checkpoint, older = find_newest(folder, before=checkpoint.version)
+        torn += older
+    return checkpoint, torn
 
 
 def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
@@ -92,19 +103,32 @@ def test_what_is_read_is_what_was_written_bit_for_bit(tmp_path: Path, world_size
     assert names(checkpoint.path) == sorted(["manifest.json", *ranks])
 
 
-def test_chosen_tensors_come_in_the_order_asked_for_whichever_rank_wrote_them(tmp_path: Path):
-    write(tmp_path, 1, world_size=3)
-    asked = ["step.2", "weights.0", "step.1"]
-    found = list(open_checkpoint(tmp_path / "step-000001").tensors(asked))
-    assert [name for name, _ in found] == asked
-    shares = make_share(1, 0, SIZE) | make_share(1, 1, SIZE) | make_share(1, 2, SIZE)
-    assert_same(dict(found), {name: shares[name] for name in asked})
+def test_a_part_is_what_the_flat_tensor_has_there(tmp_path: Path):
+    (writer,) = make_writers(tmp_path, 1)
+    tensors = {
+        "matrix": torch.arange(12.0).view(4, 3),
+        "deep": torch.arange(24.0).view(2, 3, 4),
+        "flat": torch.arange(5.0),
+    }
+    writer.begin(1)
+    writer.write(1, tensors, {})
+    writer.wait()
+    checkpoint = open_checkpoint(tmp_path / "step-000001")
+    wanted = [
+        (name, first, last)
+        for name, tensor in tensors.items()
+        for first in range(tensor.numel() + 2)  # a share of ZeRO-3 may begin and end behind the end
+        for last in range(first, tensor.numel() + 3)
+    ]
+    for (name, first, last), part in zip(wanted, checkpoint.parts(wanted), strict=True):
+        assert part.tolist() == tensors[name].flatten().tolist()[first:last], (name, first, last)
 
 
-def test_a_name_in_no_file_is_an_error(tmp_path: Path):
+def test_the_names_are_those_of_all_files(tmp_path: Path):
     write(tmp_path, 1)
-    with pytest.raises(ValueError, match=re.escape("step-000001 does not hold ['weights.7']")):
-        next(open_checkpoint(tmp_path / "step-000001").tensors(["weights.0", "weights.7"]))
+    assert sorted(open_checkpoint(tmp_path / "step-000001").names()) == sorted(
+        make_share(1, 0, 1) | make_share(1, 1, 1)
+    )
 
 
 def test_a_name_in_two_files_is_an_error(tmp_path: Path):
@@ -290,7 +314,7 @@ def test_a_torn_checkpoint_is_named_and_the_one_before_it_is_used(tmp_path: Path
     write(tmp_path, 2)
     do_damage, reason = DAMAGES[damage]
     do_damage(tmp_path / "step-000002")
-    checkpoint, torn = find_newest(tmp_path)
+    checkpoint, torn = find_whole(tmp_path)
     assert checkpoint is not None
     assert checkpoint.version == 1
     assert_holds_its_version(checkpoint)
@@ -298,11 +322,43 @@ def test_a_torn_checkpoint_is_named_and_the_one_before_it_is_used(tmp_path: Path
     assert re.fullmatch(reason, torn[0].reason)
 
 
-def test_one_chosen_checkpoint_is_checked_too(tmp_path: Path):
-    write(tmp_path, 1)
-    flip_byte(tmp_path / "step-000001" / "rank-0.safetensors", 20)
-    with pytest.raises(ValueError, match=rf"step-000001/rank-0\.safetensors: its checksum is {SUM}"):
-        open_checkpoint(tmp_path / "step-000001")
+def test_a_damaged_file_is_found_by_the_rank_in_whose_share_it_is(tmp_path: Path):
+    write(tmp_path, 1, world_size=4)
+    checkpoint = open_checkpoint(tmp_path / "step-000001")
+    assert [checkpoint.damage(rank, 2) for rank in range(2)] == [(), ()]
+    flip_byte(tmp_path / "step-000001" / "rank-3.safetensors", 20)
+    (tmp_path / "step-000001" / "rank-1.safetensors").unlink()
+    assert checkpoint.damage(0, 2) == ()  # files 0 and 2
+    missing, flipped = checkpoint.damage(1, 2)
+    assert missing == "step-000001/rank-1.safetensors: cannot be read: No such file or directory"
+    assert re.fullmatch(rf"step-000001/rank-3\.safetensors: its checksum is {SUM}, the manifest says {SUM}", flipped)
+
+
+def test_every_file_is_hashed_once_by_all_ranks_together_and_none_to_find_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    write(tmp_path, 1, world_size=3)
+    hashed: list[str] = []
+    sha256 = checkpoints._sha256
+    monkeypatch.setattr(checkpoints, "_sha256", lambda path: hashed.append(path.name) or sha256(path))
+    checkpoint, _ = find_newest(tmp_path)
+    assert checkpoint is not None
+    assert hashed == []
+    for rank in range(2):
+        checkpoint.damage(rank, 2)
+    assert sorted(hashed) == ["rank-0.safetensors", "rank-1.safetensors", "rank-2.safetensors"]
+
+
+def test_only_versions_before_a_given_one_are_found(tmp_path: Path):
+    for version in (1, 2, 3):
+        write(tmp_path, version, keep=9)
+    shutil.rmtree(tmp_path / "step-000002")
+    for version in (2, 4):
+        (tmp_path / f"step-00000{version}.part").mkdir()
+    checkpoint, torn = find_newest(tmp_path, before=3)
+    assert checkpoint == open_checkpoint(tmp_path / "step-000001")
+    assert [one.version for one in torn] == [2]
+    assert find_newest(tmp_path, before=1) == (None, [])
 
 
 def test_every_newer_torn_one_is_named_and_no_older_one(tmp_path: Path):
@@ -313,7 +369,7 @@ def test_every_newer_torn_one_is_named_and_no_older_one(tmp_path: Path):
     for version in (1, 2, 4):
         (tmp_path / f"step-00000{version}.part").mkdir()
     shutil.rmtree(tmp_path / "step-000004")
-    checkpoint, torn = find_newest(tmp_path)
+    checkpoint, torn = find_whole(tmp_path)
     assert checkpoint is not None
     assert checkpoint.version == 2
     assert [one.version for one in torn] == [4, 3]
@@ -447,7 +503,7 @@ def test_whatever_call_is_the_last_the_newest_is_whole(
     before(tmp_path / "before" / "checkpoints")
     calls, _ = stop_at(tmp_path, stop, None, False)
     folder = tmp_path / "run" / "checkpoints"
-    assert find_newest(folder)[0] == open_checkpoint(folder / "step-000003")
+    assert find_whole(folder)[0] == open_checkpoint(folder / "step-000003")
     assert names(folder) == ["step-000003"]
     moments = [(number, False) for number in range(len(calls))]
     moments += [(number, True) for number, name in enumerate(calls) if name in ("rmtree", "save_file")]
@@ -455,7 +511,7 @@ def test_whatever_call_is_the_last_the_newest_is_whole(
         where = f"at call {number} ({calls[number]}), halfway: {halfway}"
         was_stopped = stop_at(tmp_path, stop, number, halfway)[1]
         assert was_stopped, where
-        newest, _ = find_newest(folder)
+        newest, _ = find_whole(folder)
         assert (newest.version if newest else None) in (newest_before, 3), where
         if newest:
             assert_holds_its_version(newest)

@@ -14,6 +14,9 @@ import safetensors.torch
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+import learner.actor
+from learner.actor import LearnerRank
+from learner.config import LearnerConfig
 from learner.engine import NonFiniteStep
 from learner.tiny_policy import make_tiny_policy
 from tests.learner.plain_step import (
@@ -24,6 +27,7 @@ from tests.learner.plain_step import (
     gradient_difference,
     plain_torch_step,
 )
+from tests.learner.ranks import make_job
 from tvr.manifest import Manifest
 from tvr.records import PolicyVersion, ScoredGroup
 
@@ -31,6 +35,7 @@ BASE: dict[str, Any] = {"learning_rate": LEARNING_RATE, "max_grad_norm": 1000.0,
 CLIPPED_NORM = 0.05
 KL_WEIGHT = 0.3
 VOCABULARY = 128
+SHARD_BYTES = 2_000_000
 IN_PARTS: dict[str, dict[str, Any]] = {
     "": {},
     ", checkpointing": {"gradient_checkpointing": True},
@@ -156,7 +161,7 @@ def pair(
             for named, config in IN_PARTS.items()
         },
     }
-    jobs["stage 3"]["save"] = str(tmp_path_factory.mktemp("saved") / "model")
+    jobs["stage 3"] |= {"save": str(tmp_path_factory.mktemp("saved") / "model"), "shard_bytes": SHARD_BYTES}
     for job in jobs.values():
         job["job"] = {"temperature": TEMPERATURE}
     results = run_ranks(2, jobs)
@@ -391,8 +396,17 @@ def buckets_in_turn(results: list[dict[str, Any]]) -> list[Any]:
     return found
 
 
+def test_the_deadline_of_writing_a_checkpoint_is_that_of_the_job(
+    policy_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(learner.actor, "CheckpointWriter", lambda folder, **settings: given.update(settings))
+    LearnerRank(LearnerConfig(timeout_s=1.0), make_job(policy_folder, tmp_path, checkpoint_timeout_s=7.0), 0, 1)
+    assert given["timeout_s"] == 7.0
+
+
 @pytest.mark.parametrize("job", ["stage 2", "bfloat16", "two ranks, stage 3"])
-def test_the_saved_model_is_the_policy(job: str, alone: Results, pair: list[Results]) -> None:
+def test_the_saved_model_is_the_policy(job: str, alone: Results, pair: list[Results], policy_folder: str) -> None:
     result = pair[0]["stage 3"] if job.startswith("two") else alone[job]
     folder = result["saved"]
     model = AutoModelForImageTextToText.from_pretrained(folder)
@@ -400,5 +414,9 @@ def test_the_saved_model_is_the_policy(job: str, alone: Results, pair: list[Resu
         assert torch.equal(parameter, result["parameters"][-1][name]), name
     assert model.lm_head.weight is model.get_input_embeddings().weight
     assert AutoProcessor.from_pretrained(folder).image_token_id == model.config.image_token_id
-    stored = safetensors.torch.load_file(Path(folder) / "model.safetensors")
-    assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16 if job == "bfloat16" else torch.float32}
+    files = [safetensors.torch.load_file(file) for file in sorted(Path(folder).glob("*.safetensors"))]
+    assert len(files) == (4 if job.startswith("two") else 1)  # of 6 MB
+    tensors = [pair for file in files for pair in file.items()]
+    before = safetensors.torch.load_file(Path(policy_folder) / "model.safetensors")
+    assert sorted(name for name, _ in tensors) == sorted(before)  # each once
+    assert {tensor.dtype for _, tensor in tensors} == {torch.bfloat16 if job == "bfloat16" else torch.float32}

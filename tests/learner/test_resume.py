@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from learner.checkpoint import open_checkpoint
 from tests.learner.plain_step import gradient_difference
 
 BASE: dict[str, Any] = {"learning_rate": 1e-3, "warmup_steps": 6, "schedule": "cosine", "row_tokens": 512}
@@ -87,6 +88,25 @@ def test_ten_steps_after_a_checkpoint_are_bit_identical(config: str, alone: dict
 def test_ten_steps_of_two_ranks_after_a_checkpoint_are_bit_identical(config: str, pair: dict[str, Any]) -> None:
     for whole, resumed in zip(pair["whole"], pair["resumed"], strict=True):
         assert_same_bits(whole[config], resumed[config])
+
+
+@pytest.mark.parametrize("config", ON_TWO)
+def test_two_ranks_read_each_number_of_an_optimizer_once_between_them(config: str, pair: dict[str, Any]) -> None:
+    ranks = [rank[config] for rank in pair["resumed"]]
+    whole = sum(part.numel() for part in ranks[0]["parameters"][0].values())
+    for kind in ("exp_avg", "exp_avg_sq"):
+        read = [rank["read"][kind] for rank in ranks]
+        assert read == [whole, whole] if config == "stage 0" else sum(read) == whole  # at stage 0 both have all
+    masters = [rank["read"]["master"] for rank in ranks]  # all for the weights, and under ZeRO the share as well
+    assert sum(masters) == (2 if config == "stage 0" else 3) * whole
+
+
+@pytest.mark.parametrize("config", ON_TWO)
+def test_a_checkpoint_is_as_large_as_was_said(config: str, pair: dict[str, Any]) -> None:
+    checkpoint = open_checkpoint(pair["folders"][config] / "checkpoints" / f"step-{BEFORE:06d}")
+    for rank, file in zip(pair["whole"], checkpoint.files, strict=True):
+        header = int.from_bytes((checkpoint.path / file.name).read_bytes()[:8], "little") + 8
+        assert rank[config]["snapshot_bytes"] == file.bytes - header
 
 
 @pytest.mark.parametrize("writers", [1, 2])

@@ -34,11 +34,11 @@ def run(kind: str, run_file: Path, out: Path, settings: Sequence[str], *flags: s
     return ended.stdout
 
 
-def kill_after_step(step: int, running: list[str], out: Path) -> None:
-    """Start the command and end it and all its workers as a power cut would, once it has written the row of *step*."""
+def kill_after_checkpoint(version: int, running: list[str], out: Path) -> None:
+    """Start the command and end it and all its workers as a power cut would, once that checkpoint is there."""
     with (out.parent / "killed.log").open("w") as log:
         process = subprocess.Popen(running, stdout=log, stderr=log, start_new_session=True)
-    while len(steps(out)) < step:
+    while not (out / "checkpoints" / f"step-{version:06d}").exists():
         assert process.poll() is None, (out.parent / "killed.log").read_text()
         time.sleep(0.05)  # another process, which no event of ours can announce
     family = psutil.Process(process.pid).children(recursive=True)
@@ -85,16 +85,22 @@ def test_a_killed_run_goes_on_from_its_newest_whole_checkpoint_as_if_nothing_had
 ):
     out = tmp_path / "run"
     settings = [*SYNCHRONOUS, f"data.path={data}", "loop.steps=7"]
-    kill_after_step(3, command("train", TINY, out, settings), out)
-    assert len(steps(out)) < 7
+    kill_after_checkpoint(4, command("train", TINY, out, settings), out)
+    assert 3 <= len(steps(out)) < 7
     assert not (out / "model").exists()
     before = evaluations(out)["before"]
     (out / "evaluation.json").write_text(json.dumps({"before": before, "after": before | {"num_samples": 99}}))
     (out / "checkpoints" / "step-000099.part").mkdir()
+    newest = out / "checkpoints" / "step-000004" / "rank-0.safetensors"
+    content = bytearray(newest.read_bytes())
+    content[-1] ^= 1
+    newest.write_bytes(content)
 
     said = run("train", TINY, out, settings, "--resume")
     assert "passed over a checkpoint: step-000099.part: was not finished" in said
-    assert f"going on from {out}/checkpoints/step-00000" in said
+    assert "passed over a checkpoint: step-000004/rank-0.safetensors: its checksum is " in said
+    assert f"going on from {out}/checkpoints/step-000002" in said
+    assert "a checkpoint is 0.02 GB, at most 3 at a time" in said  # 1.5 M weights
     assert steps(out) == [1, 2, 3, 4, 5, 6, 7]
     assert evaluations(out)["before"] == before
     assert evaluations(out)["after"]["num_samples"] == 6  # asked again

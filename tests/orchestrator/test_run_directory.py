@@ -282,6 +282,34 @@ def test_a_torn_newest_checkpoint_is_passed_over_and_named(begun: Path):
     assert short.startswith("step-000004/rank-0.safetensors: has ")
 
 
+def test_a_checkpoint_that_is_found_damaged_is_passed_over_for_the_next_older(begun: Path):
+    whole = save_checkpoint(begun, 2)
+    for version in (4, 6):
+        save_checkpoint(begun, version)
+    (begun / "checkpoints" / "step-000003.part").mkdir()
+    (begun / "checkpoints" / "step-000008.part").mkdir()
+    directory = resumed(begun)
+    assert directory.version == 6
+    directory.pass_over(["rank-0 is damaged", "rank-1 too"])
+    assert directory.version == 4
+    directory.pass_over(["rank-2 is damaged"])
+    assert directory.checkpoint is not None
+    assert (directory.version, directory.checkpoint.path) == (2, whole)
+    assert [(torn.version, torn.reason) for torn in directory.torn] == [
+        (8, "step-000008.part: was not finished"),
+        (6, "rank-0 is damaged; rank-1 too"),
+        (4, "rank-2 is damaged"),
+        (3, "step-000003.part: was not finished"),
+    ]
+
+
+def test_a_run_whose_last_checkpoint_is_found_damaged_is_not_thrown_away(begun: Path):
+    save_checkpoint(begun, 4)
+    directory = resumed(begun)
+    with pytest.raises(ConfigError, match=r"there is no whole checkpoint to go on from(.|\n)*rank-0 is damaged"):
+        directory.pass_over(["rank-0 is damaged"])
+
+
 def test_the_checkpoint_of_a_relative_directory_has_an_absolute_path(begun: Path, monkeypatch: pytest.MonkeyPatch):
     whole = save_checkpoint(begun, 2)
     config = config_with(f"model={Path('deploy/models/tiny').resolve()}")
