@@ -243,7 +243,7 @@ async def test_without_room_for_a_version_the_worker_goes_on_with_the_one_before
     engine.no_room = OSError(errno.ENOSPC, "no room")
     with pytest.raises(OSError, match="no room"):
         await worker.receive(*weights(1))
-    await worker.sample(make_prompt(0), seed=0)
+    await asyncio.wait_for(worker.sample(make_prompt(0), seed=0), 10)
     engine.no_room = None
     await worker.receive(*weights(1))
     assert worker.version == 1
