@@ -36,7 +36,7 @@ test: $(STAMP)  ## Lint, check types, run all tests (ARGS=... goes to pytest)
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-gpu:  ## What only a GPU can show, in ten minutes; an error where there is none (not yet run on a GPU)
 	@$(MAKE) --no-print-directory DEVICE=gpu setup

@@ -14,7 +14,7 @@ from transformers import AutoModelForImageTextToText
 
 from learner import saving
 from learner.config import LearnerConfig
-from learner.policy import load_policy, published
+from learner.policy import load_policy, policy_parameters
 from learner.saving import save_policy
 
 
@@ -32,7 +32,7 @@ class OneRank:
 
     @contextmanager
     def gathered(self, names: Sequence[str]) -> Iterator[dict[str, torch.Tensor]]:
-        known = published(self.model)
+        known = policy_parameters(self.model)
         self.gathered_bytes.append(sum(known[name].parameter.nbytes for name in names))
         yield {name: known[name].merged() for name in names}
 
