@@ -3,7 +3,6 @@
 import re
 from pathlib import Path
 
-import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
@@ -12,7 +11,6 @@ from learner.policy import load_model
 CPU = torch.device("cpu")
 
 
-@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux, where a process can see its mappings")
 def test_weights_that_keep_their_dtype_are_the_pages_of_their_file(policy_folder: str) -> None:
     model = load_model(policy_folder, torch.float32, CPU)
     file = re.escape(f"{policy_folder}/model.safetensors")
