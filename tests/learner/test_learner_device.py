@@ -32,6 +32,7 @@ def test_a_learner_given_a_gpu_that_does_not_answer_ends(
     policy_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("learner.engine.missing_cuda", lambda: "torch finds none (the driver is too old)")
+    monkeypatch.setattr("learner.engine._join_process_group", lambda *_: pytest.fail("it went on"))
     job = make_job(policy_folder, tmp_path, device="gpu")
     with pytest.raises(RuntimeError, match=r"^the learner was given a GPU, and torch finds none \(the driver"):
         Engine(LearnerConfig(), job, rank=0, world_size=1, master_addr="127.0.0.1", master_port=1)
