@@ -1,9 +1,9 @@
 """One learner rank: groups in, a policy version out.
 
 A plain class with synchronous methods, made a Ray actor where it is placed. Call order: `damage` on all ranks if there
-is a checkpoint to go on from, `address` on rank 0, then `connect` on all ranks at once, then any of the others. Every
-method from `connect` on is a collective: call it on all ranks with the same arguments, or the ranks wait for each other
-for ever; give every call a deadline.
+is a checkpoint to go on from, `host_meeting` on rank 0, then `connect` on all ranks at once, then any of the others.
+Every method from `connect` on is a collective: call it on all ranks with the same arguments, or the ranks wait for each
+other for ever; give every call a deadline.
 """
 
 import logging
@@ -65,6 +65,7 @@ class LearnerRank:
         self._version = PolicyVersion(0)
         self._encoder = PairEncoder(job.model)
         self._engine: Engine | None = None
+        self._meeting: torch.distributed.TCPStore | None = None
         self._buckets: tuple[tuple[str, ...], ...] = ()
         self._staging: torch.Tensor | None = None
         self._sender: NcclSender | None = None
@@ -76,8 +77,13 @@ class LearnerRank:
             timeout_s=job.checkpoint_timeout_s,
         )
 
+    def host_meeting(self) -> tuple[str, int]:
+        """Where the ranks meet: this host's address and a port, held from now on. Of rank 0, before `connect`."""
+        self._meeting = torch.distributed.TCPStore(_own_address(), 0, is_master=True, wait_for_workers=False)
+        return self._meeting.host, self._meeting.port
+
     def address(self) -> tuple[str, int]:
-        """This host's address and a free port on it. Needed of rank 0 only, before `connect`."""
+        """This host's address and a port that is free now, for who listens there itself (vLLM's NCCL transfer)."""
         host = _own_address()
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
             listener.bind((host, 0))
@@ -88,7 +94,7 @@ class LearnerRank:
         return checkpoint.damage(self._rank, self._world_size)
 
     def connect(self, master_addr: str, master_port: int, checkpoint: Checkpoint | None = None) -> PolicyVersion:
-        """Join the other ranks and load the policy, or go on from *checkpoint*, whoever wrote it.
+        """Meet the other ranks and load the policy, or go on from *checkpoint*, whoever wrote it.
 
         Its bytes are taken as they are: see `damage`. Returns the version of the weights when all ranks have them.
         """

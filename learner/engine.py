@@ -347,10 +347,10 @@ def _join_process_group(
         # Else init_distributed compiles an operator for shared memory: 38 s, and it needs a compiler. Not on a GPU,
         # where the first look at this table probes all operators.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(
-        dist_backend="nccl" if on_gpu else "gloo",
-        auto_mpi_discovery=False,
-        timeout=timedelta(seconds=config.timeout_s),
-        verbose=False,
-    )
+    backend, timeout = "nccl" if on_gpu else "gloo", timedelta(seconds=config.timeout_s)
+    # Every rank is a guest at the store that rank 0 holds already: a port that is free when it is asked for may be
+    # taken when it is needed.
+    store = torch.distributed.TCPStore(master_addr, master_port, is_master=False, timeout=timeout)
+    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+    deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)  # takes the group that is there
     logger.info("rank %d of %d joined at %s:%d", rank, world_size, master_addr, master_port)

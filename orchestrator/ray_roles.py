@@ -98,7 +98,7 @@ class RayLearner:
         starting = Starting(self._ranks, "learner rank", timeout_s)
         await starting.check_machines()
         checkpoint = None if directory is None else await self._whole(directory, timeout_s)
-        address, port = await self.address(timeout_s)
+        address, port = await within(timeout_s, "learner rank 0", self._ranks[0].host_meeting.remote())
         await starting.call("connect", address, port, checkpoint)
 
     async def _whole(self, directory: RunDirectory, timeout_s: float) -> Checkpoint | None:
@@ -112,7 +112,7 @@ class RayLearner:
         return directory.checkpoint
 
     async def address(self, timeout_s: float) -> tuple[str, int]:
-        """Rank 0's, with a free port."""
+        """Rank 0's, with a port that is free now."""
         return await within(timeout_s, "learner rank 0", self._ranks[0].address.remote())
 
     async def step(self, groups: tuple[ScoredGroup, ...]) -> StepReport:

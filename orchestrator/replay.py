@@ -25,7 +25,7 @@ def replay(folder: Path, console: Console) -> None:
     from learner.actor import LearnerRank  # here, so that a wrong folder is said at once
 
     learner = LearnerRank(config, job, rank=0, world_size=1)
-    learner.connect(*learner.address())
+    learner.connect(*learner.host_meeting())
     table = Table(title=Text(f"{folder.name}: each group alone"))
     for column in ("group", "samples", "loss", "finite"):
         table.add_column(column, justify="right" if column in ("samples", "loss") else "left")

@@ -70,7 +70,7 @@ def main() -> None:
 
 def measure(policy: str, folder: Path, prompts: int, repeats: int) -> dict[str, Any]:
     parameters = make_policy(policy, folder)
-    engine = start_engine(folder)
+    _meeting, engine = start_engine(folder)
     groups = [make_group(seed, [ANSWER_TOKENS] * 8, sizes=(SIZE, SIZE)) for seed in range(prompts)]
     shared, per_sample = lay_out(engine, folder, groups)
     update = partial(engine.update, names=SUMS, step=1)
@@ -101,7 +101,8 @@ def measure(policy: str, folder: Path, prompts: int, repeats: int) -> dict[str, 
     return report
 
 
-def start_engine(folder: Path) -> Engine:
+def start_engine(folder: Path) -> tuple[LearnerRank, Engine]:
+    """The first holds the meeting that the second is at."""
     job = LearnerJob(
         model=str(folder),
         reference=str(folder),
@@ -110,8 +111,9 @@ def start_engine(folder: Path) -> Engine:
         max_answer_tokens=ANSWER_TOKENS,
         steps=1_000_000,
     )
-    host, port = LearnerRank(CONFIG, job, 0, 1).address()
-    return Engine(CONFIG, job, rank=0, world_size=1, master_addr=host, master_port=port)
+    meeting = LearnerRank(CONFIG, job, 0, 1)
+    host, port = meeting.host_meeting()
+    return meeting, Engine(CONFIG, job, rank=0, world_size=1, master_addr=host, master_port=port)
 
 
 def lay_out(engine: Engine, folder: Path, groups: Sequence[ScoredGroup]) -> tuple[Passes, Passes]:

@@ -70,7 +70,8 @@ def measure(model: Path, run: Path, ranks: int, stage: int) -> dict[str, int]:
 
 def in_processes(config: LearnerConfig, job: LearnerJob, checkpoint: Checkpoint | None) -> dict[str, int]:
     """Each figure of the rank that has the most."""
-    host, port = LearnerRank(config, job, 0, config.ranks).address()
+    meeting = LearnerRank(config, job, 0, config.ranks)
+    host, port = meeting.host_meeting()
     with ProcessPoolExecutor(config.ranks, mp_context=get_context("spawn")) as pool:
         calls = [pool.submit(run_rank, config, job, rank, host, port, checkpoint) for rank in range(config.ranks)]
         figures = [call.result() for call in calls]

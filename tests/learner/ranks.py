@@ -35,7 +35,8 @@ def run_ranks(
 ) -> list[dict[str, dict[str, Any]]]:
     """Runs *jobs* by name (`rank_process.py`) on so many ranks, in *folder*; returns each rank's results by name."""
     (folder / "jobs.pickle").write_bytes(pickle.dumps(jobs))
-    _, port = LearnerRank(LearnerConfig(), make_job(policy, folder), 0, world_size).address()
+    host = LearnerRank(LearnerConfig(), make_job(policy, folder), 0, world_size)  # holds the meeting until all are done
+    _, port = host.host_meeting()
     script = Path(__file__).with_name("rank_process.py")
     command = [sys.executable, str(script), policy, str(folder), str(world_size), str(port)]
     running = [

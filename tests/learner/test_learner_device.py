@@ -1,6 +1,7 @@
 """What an engine does on a GPU and not on a CPU, as far as it can be seen without one."""
 
 import os
+import socket
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from learner import engine
+from learner.actor import LearnerRank
 from learner.config import LearnerConfig
 from learner.engine import Engine, choose_device, make_optimizer, zero_settings
 from learner.head import logits_at_once
@@ -29,7 +31,9 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_a_learner_given_a_gpu_that_does_not_answer_ends(
-    policy_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    policy_folder: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("learner.engine.missing_cuda", lambda: "torch finds none (the driver is too old)")
     monkeypatch.setattr("learner.engine._join_process_group", lambda *_: pytest.fail("it went on"))
@@ -59,18 +63,34 @@ def test_the_users_settings_of_the_allocator_stay(
 
 @pytest.mark.parametrize(("device", "looked_up", "backend"), [(CPU, ["deepspeed_shm_comm"], "gloo"), (GPU, [], "nccl")])
 def test_only_a_learner_on_a_cpu_looks_at_deepspeeds_operators(
-    device: torch.device, looked_up: list[str], backend: str, monkeypatch: pytest.MonkeyPatch
+    device: torch.device,
+    looked_up: list[str],
+    backend: str,
+    policy_folder: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(os, "environ", dict(os.environ, DS_ACCELERATOR="cpu"))
     import deepspeed
 
     table: dict[str, bool] = {}
-    joined: list[dict[str, Any]] = []
+    joined: list[tuple[Any, Any]] = []
     monkeypatch.setattr(deepspeed.ops, "__compatible_ops__", table)
-    monkeypatch.setattr(deepspeed, "init_distributed", lambda **given: joined.append(given))
-    engine._join_process_group(LearnerConfig(timeout_s=5), device, 0, 1, "127.0.0.1", 1)
+    monkeypatch.setattr(deepspeed, "init_distributed", lambda backend, **given: joined.append((backend, None)))
+    monkeypatch.setattr(
+        torch.distributed, "init_process_group", lambda backend, **given: joined.append((backend, given["timeout"]))
+    )
+    host = LearnerRank(LearnerConfig(), make_job(policy_folder, tmp_path), 0, 1)
+    engine._join_process_group(LearnerConfig(timeout_s=5), device, 0, 1, *host.host_meeting())
     assert list(table) == looked_up
-    assert [(given["dist_backend"], given["timeout"]) for given in joined] == [(backend, timedelta(seconds=5))]
+    assert joined == [(backend, timedelta(seconds=5)), (backend, None)]
+
+
+def test_nobody_else_can_take_the_port_at_which_the_ranks_shall_meet(policy_folder: str, tmp_path: Path) -> None:
+    host = LearnerRank(LearnerConfig(), make_job(policy_folder, tmp_path), 0, 1)
+    _, port = host.host_meeting()
+    with socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind(("", port))
 
 
 def test_only_an_offloaded_optimizer_is_fused() -> None:

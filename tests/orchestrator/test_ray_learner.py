@@ -46,7 +46,7 @@ class FakeRank:
     def do_whereabouts(self) -> Whereabouts:
         return Whereabouts(node_id="a", address="10.0.0.1", logs=())
 
-    def do_address(self) -> tuple[str, int]:
+    def do_host_meeting(self) -> tuple[str, int]:
         return "127.0.0.1", 1
 
     def do_damage(self, checkpoint: Checkpoint) -> tuple[str, ...]:
@@ -110,7 +110,7 @@ def test_every_byte_is_hashed_once_before_the_ranks_join(
     learner, ranks = make_learner()
     asyncio.run(learner.start(LONG_S, again))
     assert sorted(hashed) == ["rank-0.safetensors", "rank-1.safetensors", "rank-2.safetensors"]
-    assert [rank.calls for rank in ranks] == [["damage", "address", "connect"], ["damage", "connect"]]
+    assert [rank.calls for rank in ranks] == [["damage", "host_meeting", "connect"], ["damage", "connect"]]
 
 
 def test_without_a_whole_checkpoint_no_rank_joins(directory: RunDirectory) -> None:
@@ -125,7 +125,7 @@ def test_without_a_whole_checkpoint_no_rank_joins(directory: RunDirectory) -> No
 def test_a_new_run_begins_without_a_checkpoint(tmp_path: Path) -> None:
     learner, ranks = make_learner()
     asyncio.run(learner.start(LONG_S, RunDirectory(tmp_path)))
-    assert [rank.calls for rank in ranks] == [["address", "connect"], ["connect"]]
+    assert [rank.calls for rank in ranks] == [["host_meeting", "connect"], ["connect"]]
     assert [rank.connected_with for rank in ranks] == [[None], [None]]
 
 
