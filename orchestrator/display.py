@@ -21,6 +21,11 @@ from tvr.metrics import MetricsReport, table_rows
 PLAIN_EVERY_S = 5.0
 
 
+def say(console: Console, text: str) -> None:
+    """One line as it is: rich would take markup and emoji out of the names of files, and break them in two."""
+    console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+
 class Counter:
     """Shows *done* of *total* from its first call on; off a terminal, a line every few seconds."""
 

@@ -8,7 +8,7 @@ from typing import Any, Self
 import numpy as np
 from aiohttp import web
 
-from orchestrator.evaluate import Evaluation, HeldOutReply
+from orchestrator.run.evaluate import Evaluation, HeldOutReply
 from tvr.answer import Answer, parse
 from tvr.metrics import MetricsReport
 from tvr.prompt import build_messages

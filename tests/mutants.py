@@ -1,7 +1,7 @@
 """Mutation testing: breaks one thing at a time in the learner and the loop, and says what no test noticed.
 
     make mutants                                      (half an hour on 2 cores)
-    make mutants ARGS=orchestrator/window.py          (one file of them)
+    make mutants ARGS=orchestrator/loop/window.py          (one file of them)
 
 A mutant is a file with one operator, number, condition or statement changed. The tests of that file run on it in a
 forked process, which has the large libraries imported already. A mutant that no test fails on is printed, unless
@@ -36,10 +36,10 @@ TESTS = {
     "learner/loss.py": ("learner/test_loss.py",),
     "learner/loss_config.py": ("learner/test_loss_config.py", "learner/test_loss.py"),
     "learner/packing.py": ("learner/test_packing.py",),
-    "orchestrator/loop.py": ("orchestrator/test_loop.py",),
-    "orchestrator/metrics.py": ("orchestrator/test_metrics.py",),
-    "orchestrator/publish.py": ("orchestrator/test_publish.py",),
-    "orchestrator/window.py": ("orchestrator/test_window.py", "orchestrator/test_loop.py"),
+    "orchestrator/loop/loop.py": ("orchestrator/loop/test_loop.py",),
+    "orchestrator/run/metrics.py": ("orchestrator/run/test_metrics.py",),
+    "orchestrator/cluster/publish.py": ("orchestrator/cluster/test_publish.py",),
+    "orchestrator/loop/window.py": ("orchestrator/loop/test_window.py", "orchestrator/loop/test_loop.py"),
 }
 EQUIVALENT = Path("tests/mutants.toml")
 PASSED, KILLED = 0, 1

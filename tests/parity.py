@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from orchestrator.cluster import start_roles, start_rollout_worker
+from orchestrator.cluster.publish import make_publisher
+from orchestrator.cluster.roles import RayLearner, RayRollouts
+from orchestrator.cluster.start import start_roles, start_rollout_worker
 from orchestrator.config import RunConfig
-from orchestrator.publish import make_publisher
-from orchestrator.ray_roles import RayLearner, RayRollouts
 from tvr.records import Prompt
 
 
@@ -19,7 +19,7 @@ async def gaps_around_a_publish(
     """Largest absolute difference (nats) at version 0 and, after one learner step and its publish, at version 1; with
     *add_worker* also of a worker that was added only then.
 
-    *out* is for the learner. Call it inside `orchestrator.cluster.connected`.
+    *out* is for the learner. Call it inside `orchestrator.cluster.start.connected`.
     """
     rollouts, scorer, learner = await start_roles(config, out)
     publisher = make_publisher(learner, rollouts, config.rollout)

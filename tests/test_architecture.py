@@ -1,6 +1,7 @@
 """Who may import whom (design): read off the syntax trees, imports inside functions included."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,36 +18,50 @@ MAY_IMPORT = {
     "reward_service": {"tvr", "reward_service"},
     "orchestrator": set(PACKAGES),
 }
-ONLY_IMPORTERS = {
-    "ray": {
-        *("orchestrator/cluster.py", "orchestrator/on_node.py", "orchestrator/placement.py"),
-        *("orchestrator/ray_pictures.py", "orchestrator/ray_roles.py", "orchestrator/ray_start.py"),
+WINGS = {
+    "orchestrator": {
+        "commands": {"study", "run", "evaluation", "config", "display"},
+        "study": {"run", "config", "display"},
+        "run": {"cluster", "loop", "report", "config", "display"},
+        "cluster": {"loop", "config"},
+        "evaluation": {"loop", "config", "display"},
+        "loop": set(),
+        "report": set(),
+        "display": set(),
+        "config": set(),
     },
-    "deepspeed": {"learner/engine.py", "learner/zero_state.py"},
-    "vllm": {"rollout/engine.py", "rollout/inprocess.py", "rollout/weights.py", "learner/nccl.py"},
+}
+"""Folders and modules inside a package, and which others of it each may import: no arrow runs back up."""
+ONLY_IMPORTERS = {
+    "ray": ("orchestrator/cluster/",),
+    "deepspeed": ("learner/engine.py", "learner/zero_state.py"),
+    "vllm": ("rollout/engine.py", "rollout/inprocess.py", "rollout/weights.py", "learner/nccl.py"),
 }
 NEVER_IN = {"tvr": {"torch", "ray"}}
 
 
 def imports(source: str) -> Iterator[str]:
-    """The top-level name of every absolute import, also of `importlib.import_module("...")` with a plain string."""
+    """The name of every absolute import, also of `importlib.import_module("...")` with a plain string."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            yield from (alias.name.partition(".")[0] for alias in node.names)
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            yield node.module.partition(".")[0]
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("importlib.import_module", "__import__"):
-            yield from (str(arg.value).partition(".")[0] for arg in node.args[:1] if isinstance(arg, ast.Constant))
+            yield from (str(arg.value) for arg in node.args[:1] if isinstance(arg, ast.Constant))
 
 
 def violations(path: str, source: str) -> list[str]:
     """What *source*, standing at *path* (from the root), may not import."""
-    package = path.partition("/")[0]
+    package, *inside = path.removesuffix(".py").split("/")
     found = []
-    for name in imports(source):
+    for full_name in imports(source):
+        name, *parts = full_name.split(".")
         if name in PACKAGES and name not in MAY_IMPORT[package]:
             found.append(f"{path} imports {name}; {package} may import only {sorted(MAY_IMPORT[package])} of ours")
-        if name in ONLY_IMPORTERS and path not in ONLY_IMPORTERS[name]:
+        if name == package and name in WINGS and parts[0] not in {inside[0], *WINGS[name][inside[0]]}:
+            found.append(f"{path} imports {full_name}; {inside[0]} may import only {sorted(WINGS[name][inside[0]])}")
+        if name in ONLY_IMPORTERS and not path.startswith(ONLY_IMPORTERS[name]):
             found.append(f"{path} imports {name}; only {sorted(ONLY_IMPORTERS[name])} may")
         if name in NEVER_IN.get(package, ()):
             found.append(f"{path} imports {name}; nothing in {package} may")
@@ -64,6 +79,14 @@ def test_every_import_points_the_allowed_way():
     assert not found, "\n".join(found)
 
 
+BACKWARD = [
+    (wing, other)
+    for wing in WINGS["orchestrator"]
+    for other in WINGS["orchestrator"]
+    if wing != other and wing not in ("config", "display") and other not in WINGS["orchestrator"][wing]
+]
+
+
 @pytest.mark.parametrize(
     ("path", "source"),
     [
@@ -74,10 +97,13 @@ def test_every_import_points_the_allowed_way():
         ("rollout/actor.py", "import learner.batch"),
         ("reward_service/actor.py", "import ray"),
         ("learner/actor.py", "import deepspeed"),
-        ("learner/loss.py", "from orchestrator import window"),
+        ("learner/loss.py", "from orchestrator.loop import window"),
         ("rollout/actor.py", "from vllm import LLM"),
-        ("orchestrator/loop.py", "import ray.util.metrics"),
-        ("orchestrator/loop.py", "ray = importlib.import_module('ray')"),
+        ("orchestrator/loop/loop.py", "import ray.util.metrics"),
+        ("orchestrator/loop/loop.py", "ray = importlib.import_module('ray')"),
+        *((f"orchestrator/{wing}/some.py", f"from orchestrator.{other}.some import it") for wing, other in BACKWARD),
+        ("orchestrator/loop/loop.py", "from orchestrator import config"),
+        ("orchestrator/config.py", "def f():\n    import orchestrator.loop.window"),
     ],
 )
 def test_a_forbidden_import_is_found(path, source):
@@ -87,7 +113,10 @@ def test_a_forbidden_import_is_found(path, source):
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("orchestrator/cluster.py", "import ray"),
+        ("orchestrator/cluster/start.py", "import ray"),
+        ("orchestrator/cluster/start.py", "from orchestrator.loop.roles import Publisher"),
+        ("orchestrator/commands/cli.py", "from orchestrator.commands.data import add_data_commands"),
+        ("orchestrator/run/session.py", "from orchestrator import config"),
         ("orchestrator/config.py", "from learner.config import LearnerConfig"),
         ("learner/engine.py", "import deepspeed"),
         ("rollout/actor.py", "from tvr.records import Prompt"),
@@ -98,8 +127,12 @@ def test_an_allowed_import_is_not(path, source):
     assert not violations(path, source)
 
 
+def test_the_wings_have_no_circle_between_them():
+    graphlib.TopologicalSorter(WINGS["orchestrator"]).prepare()
+
+
 def test_package_init_files_are_empty():
-    assert all((ROOT / package / "__init__.py").read_text() == "" for package in PACKAGES)
+    assert all(file.read_text() == "" for file in sources() if file.name == "__init__.py")
 
 
 def test_importing_any_config_loads_no_engine():

@@ -26,10 +26,10 @@ from typing import Any
 import numpy as np
 import psutil
 
-from orchestrator.loop import Run, StepTimes, train
-from orchestrator.metrics import step_row, terms_of
-from orchestrator.ray_calls import Pool
-from orchestrator.window import Window
+from orchestrator.cluster.calls import Pool
+from orchestrator.loop.loop import Run, StepTimes, train
+from orchestrator.loop.window import Window
+from orchestrator.run.metrics import step_row, terms_of
 from reward_service.actor import ScoringLoad
 from rollout.config import RolloutConfig
 from tests.fakes import make_prompt, make_score
@@ -79,7 +79,7 @@ def measure(kind: str, workers: int, seconds: float) -> dict[str, float]:
 def measure_with_ray(workers: int, seconds: float) -> dict[str, float]:
     import ray
 
-    from orchestrator.ray_roles import RayRollouts
+    from orchestrator.cluster.roles import RayRollouts
     from tests.bench.control_plane import RayFakeActor  # Ray finds it by a module's name that is not __main__
 
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
@@ -132,7 +132,7 @@ class FakeActor:
 
 
 class FakeRollouts:
-    """`ray_roles.RayRollouts` without Ray."""
+    """`cluster.roles.RayRollouts` without Ray."""
 
     def __init__(self, actors: list[FakeActor]) -> None:
         self._pool = Pool(actors)

@@ -26,12 +26,12 @@ from typing import Any
 
 import psutil
 
-from orchestrator.cluster import connected, start_roles
+from orchestrator.cluster.publish import make_publisher
+from orchestrator.cluster.roles import RayRollouts
+from orchestrator.cluster.start import connected, start_roles
 from orchestrator.config import RunConfig, load_run_config
-from orchestrator.loop import Run, StepTimes, train
-from orchestrator.publish import make_publisher
-from orchestrator.ray_roles import RayRollouts
-from orchestrator.window import Ticket, Window
+from orchestrator.loop.loop import Run, StepTimes, train
+from orchestrator.loop.window import Ticket, Window
 from reward_service.load import Busy
 from tvr.dataset import PromptOrder, load
 from tvr.records import Prompt, Sample, ScoredGroup, StepReport

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from orchestrator.cluster import connected
+from orchestrator.cluster.start import connected
 from orchestrator.config import load_run_config
 from tests.parity import gaps_around_a_publish
 from tvr.dataset import load

@@ -30,7 +30,7 @@ from pathlib import Path
 from statistics import mean, median
 
 from orchestrator.config import load_run_config
-from orchestrator.metrics import read_rows
+from orchestrator.run.metrics import read_rows
 from tvr.rendered import ensure
 
 RUN_FILE = "deploy/runs/tiny_cpu.toml"
@@ -145,7 +145,7 @@ def compare_reward(ours: Side, trl: Side, steps: int, target: float | None) -> d
 def train_ours(steps: int, settings: list[str]) -> Rows:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
-        command = [sys.executable, "-m", "orchestrator.cli", "train", RUN_FILE, "--out", str(out)]
+        command = [sys.executable, "-m", "orchestrator.commands.cli", "train", RUN_FILE, "--out", str(out)]
         run([*command, *set_arguments(steps, settings)], {**os.environ, "OMP_NUM_THREADS": "1"})
         return read_rows(out / "metrics.jsonl")
 

@@ -25,10 +25,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from orchestrator.cluster import connected, start_roles
+from orchestrator.cluster.publish import StorePublisher
+from orchestrator.cluster.roles import RayLearner, RayRollouts
+from orchestrator.cluster.start import connected, start_roles
 from orchestrator.config import RunConfig, load_run_config
-from orchestrator.publish import StorePublisher
-from orchestrator.ray_roles import RayLearner, RayRollouts
 from tests.bench.policies import SIZES, make_policy
 from tvr.dataset import load
 from tvr.records import PolicyVersion, Prompt

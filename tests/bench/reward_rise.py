@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from orchestrator.metrics import read_rows
+from orchestrator.run.metrics import read_rows
 
 SEEDS = (1, 2, 3)
 WINDOW = 10
@@ -20,7 +20,7 @@ def main() -> None:
     results = {}
     for seed in SEEDS:
         with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, "-m", "orchestrator.cli", "train", run_file, "--out", f"{folder}/run"]
+            command = [sys.executable, "-m", "orchestrator.commands.cli", "train", run_file, "--out", f"{folder}/run"]
             for setting in [f"seed={seed}", *settings]:
                 command += ["--set", setting]
             subprocess.run(command, check=True)

@@ -14,7 +14,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from orchestrator.score import score_replies, write_json
+from orchestrator.evaluation.score import score_replies, write_json
 from reward_service.config import RewardConfig
 from tvr.answer import format_answer
 from tvr.dataset import write_folder

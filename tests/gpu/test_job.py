@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from orchestrator.cluster import connected
+from orchestrator.cluster.start import connected
 from orchestrator.config import load_run_config
 from tests.conftest import TWO_GPUS
 from tests.orchestrator.small_runs import SMALL, TINY, command

@@ -340,7 +340,7 @@ def test_a_gradient_that_is_not_finite_is_found_too(alone: Results, steep: Score
 def test_replay_says_of_every_group_whether_it_is_finite(alone: Results) -> None:
     folder = alone["bad, stage 3"]["folder"] / "refused" / "step-000001"
     ended = subprocess.run(
-        [sys.executable, "-m", "orchestrator.cli", "replay", str(folder)],
+        [sys.executable, "-m", "orchestrator.commands.cli", "replay", str(folder)],
         env=os.environ | {"COLUMNS": "120"},
         capture_output=True,
         text=True,

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 
 from orchestrator.config import load_run_config
-from orchestrator.study import Study
-from orchestrator.study_config import load_study_config
-from orchestrator.study_directory import open_study_directory
-from orchestrator.study_results import StudyResult
+from orchestrator.study.cells import Study
+from orchestrator.study.config import load_study_config
+from orchestrator.study.directory import open_study_directory
+from orchestrator.study.results import StudyResult
 from tests.orchestrator.small_runs import SMALL, TINY
-from tests.orchestrator.small_studies import write_study, write_synthetic
+from tests.orchestrator.study.small_studies import write_study, write_synthetic
 from tvr.rendered import ensure
 
 

@@ -18,4 +18,14 @@ SMALL = [
 def command(kind: str, run_file: Path, out: Path, settings: Sequence[str], *flags: str) -> list[str]:
     """`star-r1` *kind* (train or sft) with *settings* beside SMALL."""
     overrides = [part for setting in [*SMALL, *settings] for part in ("--set", setting)]
-    return [sys.executable, "-m", "orchestrator.cli", kind, str(run_file), "--out", str(out), *overrides, *flags]
+    return [
+        sys.executable,
+        "-m",
+        "orchestrator.commands.cli",
+        kind,
+        str(run_file),
+        "--out",
+        str(out),
+        *overrides,
+        *flags,
+    ]

@@ -11,9 +11,9 @@ from pydantic import ValidationError
 
 from learner.loss_config import PRESETS, LossConfig
 from learner.pretrain import load_pretrain_config
-from orchestrator.cli import main
+from orchestrator.commands.cli import main
 from orchestrator.config import ConfigError, RunConfig, load_run_config
-from orchestrator.study_config import load_study_config
+from orchestrator.study.config import load_study_config
 
 RUNS = Path("deploy/runs")
 TINY = RUNS / "tiny_cpu.toml"
@@ -153,7 +153,7 @@ def test_the_papers_gspo_is_taken_in_step_and_in_float32():
 
 
 def test_a_wrong_key_ends_with_status_2_and_no_traceback():
-    command = [sys.executable, "-m", "orchestrator.cli", "train", str(TINY), "--set", "loop.stepz=3"]
+    command = [sys.executable, "-m", "orchestrator.commands.cli", "train", str(TINY), "--set", "loop.stepz=3"]
     ended = subprocess.run(command, capture_output=True, text=True)
     assert ended.returncode == 2
     assert "tiny_cpu.toml: loop.stepz = 3: unknown key; did you mean steps?" in ended.stderr
@@ -163,7 +163,7 @@ def test_a_wrong_key_ends_with_status_2_and_no_traceback():
 def test_another_recipe_than_the_data_set_has_ends_with_status_2_and_leaves_nothing_behind(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "recipe.json").write_text('{"seed": 7, "spp": 8}')
-    command = [sys.executable, "-m", "orchestrator.cli", "train", str(TINY), "--out", str(tmp_path / "run")]
+    command = [sys.executable, "-m", "orchestrator.commands.cli", "train", str(TINY), "--out", str(tmp_path / "run")]
     ended = subprocess.run([*command, "--set", f"data.path={tmp_path}/data"], capture_output=True, text=True)
     assert ended.returncode == 2, ended.stderr
     assert "was rendered with" in ended.stderr

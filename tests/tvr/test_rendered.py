@@ -48,7 +48,7 @@ def test_another_seed_gives_other_pairs(folder, tmp_path):
 
 def test_a_killed_run_goes_on_where_it_stopped_and_gives_the_same_bytes(folder, tmp_path):
     counts, look = ["--train", "18", "--test", "3"], ["--size", "32x24", "--spp", "1", "--workers", "2"]
-    star_r1 = [sys.executable, "-m", "orchestrator.cli"]
+    star_r1 = [sys.executable, "-m", "orchestrator.commands.cli"]
     command = [*star_r1, "data", "make", "--out", str(tmp_path / "pairs"), *counts, *look]
     unfinished = tmp_path / "pairs.unfinished"
     running = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)

@@ -1,0 +1,228 @@
+"""What the two kinds of training have in common: data, workers, run directory, evaluation before and after."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from learner.encode import PairEncoder
+from orchestrator.cluster.publish import make_publisher
+from orchestrator.cluster.roles import RayLearner, RayMetrics, RayRollouts
+from orchestrator.cluster.scoring import RayScorer
+from orchestrator.cluster.start import connected, start_roles
+from orchestrator.config import ConfigError, RunConfig
+from orchestrator.display import counting, live_note, say, step_line
+from orchestrator.loop.roles import Publisher
+from orchestrator.loop.stop import cancelled_by_sigterm
+from orchestrator.run.checkpoint_room import check_checkpoint_room
+from orchestrator.run.directory import Kind, RunDirectory, claimed_run_directory
+from orchestrator.run.environment import check_device
+from orchestrator.run.evaluate import PROMPTS_A_WORKER, evaluate
+from orchestrator.run.metrics import MetricsFile
+from orchestrator.run.model_folder import open_model_folder
+from orchestrator.run.prompt_room import check_room, largest_prompt
+from reward_service.rules import load_rule
+from tvr.dataset import PromptOrder, PromptSet, load
+from tvr.records import PolicyVersion, Prompt
+from tvr.rendered import ensure
+
+logger = logging.getLogger(__name__)
+
+STOP_S = 10.0
+
+
+@dataclass(kw_only=True)
+class Session:
+    """A run whose workers are ready: the policy is that of `directory.version`, and *prompts* stand behind it."""
+
+    config: RunConfig
+    console: Console
+    directory: RunDirectory
+    rollouts: RayRollouts
+    scorer: RayScorer
+    learner: RayLearner
+    publisher: Publisher
+    prompts: PromptOrder
+    held_out: Sequence[Prompt]
+
+    async def evaluate(self, when: str) -> None:
+        """Ask the held-out prompts, if there are any, and keep what was found under the name *when*."""
+        if not self.held_out:
+            return
+        with counting(self.console, f"evaluation {when}") as counter:
+            found = await evaluate(
+                self.rollouts, self.held_out, lambda done: counter(done, len(self.held_out)), self._all_at_once
+            )
+        self.directory.add_evaluation(when, found)
+
+    async def evaluate_beside(self) -> None:
+        """`evaluate_served` while training goes on, a few prompts at a time."""
+        await self.evaluate_served(self.config.evaluation.concurrent_prompts)
+
+    @property
+    def _all_at_once(self) -> int:
+        """Prompts that fill all workers."""
+        return PROMPTS_A_WORKER * len(self.rollouts.workers)
+
+    async def evaluate_served(self, concurrent_prompts: int | None = None) -> None:
+        """The same between the first version and the last, said in a line and named by the versions that answered."""
+        if not self.held_out:
+            return
+        at_once = concurrent_prompts or self._all_at_once
+        found = await evaluate(self.rollouts, self.held_out, lambda done: None, at_once)
+        asked = f"version {found.oldest}" + (f" to {found.newest}" if found.newest > found.oldest else "")
+        self.directory.add_evaluation(asked, found)
+        self.console.print(f"evaluation of {asked}: TAcc {found.report.metrics['TAcc']:.3f}", highlight=False)
+
+    async def keep(self, version: PolicyVersion) -> None:
+        """What a run that is stopped at *version* has learned since it started: a checkpoint, to go on from."""
+        if self.config.checkpoint.every_steps and version > self.directory.version:
+            self.console.print(f"stopping after step {version}: writing a checkpoint", highlight=False)
+            await self.learner.checkpoint()
+            await self.learner.finish_checkpoint()
+
+    async def finish(self, version: PolicyVersion) -> None:
+        """Save the policy and all that is needed to give it more steps, and evaluate it."""
+        every = self.config.checkpoint.every_steps
+        if every and version % every and version > self.directory.version:
+            await self.learner.checkpoint()
+        await self.learner.finish_checkpoint()
+        await self.learner.save(str(self.directory.model))
+        await self.evaluate("after")
+
+
+@asynccontextmanager
+async def started(config: RunConfig, out: Path, kind: Kind, console: Console, resume: bool) -> AsyncIterator[Session]:
+    """Render if needed, start the workers, and evaluate the policy that the run begins with.
+
+    What a user can mend is said before the workers start, as ConfigError.
+    """
+    with claimed_run_directory(config, out, kind, resume) as directory:
+        for line in directory.changed:
+            say(console, line)
+        check_device(config.device)
+        encoder = open_model_folder(config.model)
+        _check_rule(config)
+        data, training, held_out = _prompts(config, console)
+        directory.check_data(data)
+        _check_longest(config, encoder, data)
+        with connected(config), cancelled_by_sigterm():  # Ray has a handler of its own, which would abort
+            console.print("starting the workers")
+            began = time.monotonic()
+            rollouts, scorer, learner = await start_roles(config, directory.path, directory)
+            console.print(f"all workers are ready after {time.monotonic() - began:.0f} s", highlight=False)
+            try:
+                await _say_checkpoints(config, directory, learner, console)
+                directory.begin(config, kind, data)
+                session = Session(
+                    config=config,
+                    console=console,
+                    directory=directory,
+                    rollouts=rollouts,
+                    scorer=scorer,
+                    learner=learner,
+                    publisher=make_publisher(learner, rollouts, config.rollout),
+                    prompts=_prompts_left(config, training, directory.version),
+                    held_out=held_out,
+                )
+                if "before" not in directory.evaluations():
+                    await session.evaluate("before")
+                if directory.version > 0:
+                    await (await session.publisher.send(directory.version))
+                yield session
+            except BaseException:  # whatever ended the run, nothing of it stays in shared memory
+                await _stop_after_failure(rollouts)
+                raise
+            await rollouts.stop()
+    say(console, f"run directory: {out}")
+
+
+async def _say_checkpoints(config: RunConfig, directory: RunDirectory, learner: RayLearner, console: Console) -> None:
+    """From which one the run goes on, and what those to come take. Raises ConfigError if there is no room for them."""
+    for torn in directory.torn:
+        say(console, f"passed over a checkpoint: {torn.reason}")
+    if directory.checkpoint is not None:
+        say(console, f"going on from {directory.checkpoint.path}")
+    if config.checkpoint.every_steps:
+        say(console, check_checkpoint_room(config, directory.path, await learner.snapshot_bytes()))
+
+
+def _prompts_left(config: RunConfig, training: PromptSet, version: PolicyVersion) -> PromptOrder:
+    """Those behind the steps that are done."""
+    prompts = PromptOrder(training, config.seed)
+    prompts.seek(version * config.loop.groups_per_step)
+    return prompts
+
+
+async def _stop_after_failure(rollouts: RayRollouts) -> None:
+    """A failure here would hide the one that ended the run."""
+    try:
+        await asyncio.wait_for(rollouts.stop(), STOP_S)
+    except Exception as error:
+        logger.warning("a rollout worker did not stop (%r); the next one to start removes its shared memory", error)
+
+
+def _check_rule(config: RunConfig) -> None:
+    try:
+        load_rule(config.reward_service)
+    except ValueError as error:
+        raise ConfigError(f"reward_service.rule: {error}") from error
+
+
+def _check_longest(config: RunConfig, encoder: PairEncoder, data: Path) -> None:
+    for split in ("train", "test"):
+        prompt = largest_prompt(data, split)
+        check_room(config.rollout, prompt, len(encoder.tokenise(prompt)))
+
+
+def _prompts(config: RunConfig, console: Console) -> tuple[Path, PromptSet, list[Prompt]]:
+    """The data set, rendered if it is missing, its training prompts and those that are held out."""
+    try:
+        with counting(console, "rendering pairs") as counter:
+            data = ensure(config.data, counter)
+        return data, load(data, "train"), load(data, "test")[: config.evaluation.max_samples]
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"data: {error}") from error
+
+
+class Recorder:
+    """Writes each step's row where it is read: file, metrics page, screen. Times count from entering."""
+
+    def __init__(self, session: Session) -> None:
+        self._file = MetricsFile(session.directory.metrics)
+        self._page = RayMetrics()
+        self._steps = session.config.loop.steps
+        self._done = session.directory.version
+        self._console = session.console
+        self._counting = counting(session.console, "training")
+
+    def __enter__(self) -> "Recorder":
+        self._counter = self._counting.__enter__()
+        if self._console.is_terminal:
+            self._counter(self._done, self._steps)
+        self._began = self._last = time.monotonic()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._counting.__exit__(None, None, None)
+        self._file.close()
+
+    def times(self) -> tuple[float, float]:
+        """Seconds since the last step ended, and since the first began; the next call counts from here."""
+        now = time.monotonic()
+        step_s, self._last = now - self._last, now
+        return step_s, now - self._began
+
+    def record(self, row: dict[str, float]) -> None:
+        self._file.write(row)
+        self._page.publish(row)
+        if self._console.is_terminal:
+            self._counter(int(row["step"]), self._steps, live_note(row))
+        else:
+            left_s = row["elapsed_s"] / (row["step"] - self._done) * (self._steps - row["step"])
+            self._console.print(step_line(row, self._steps, left_s), highlight=False, soft_wrap=True)

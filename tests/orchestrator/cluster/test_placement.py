@@ -1,0 +1,130 @@
+"""Which node workers come to, on Ray's logical GPUs: a cluster of two nodes of 8, on this machine."""
+
+import asyncio
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
+
+from orchestrator.cluster import placement
+from orchestrator.cluster.placement import Place, place_learner, place_reward_workers, place_rollout_worker
+from orchestrator.config import ConfigError, RunConfig, load_run_config
+
+TINY = Path("deploy/runs/tiny_cpu.toml")
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def two_nodes_of_8() -> Iterator[None]:
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "num_gpus": 8})
+    cluster.add_node(num_cpus=16, num_gpus=8)
+    try:
+        ray.init(address=cluster.address, log_to_driver=False)
+        yield
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+@pytest.fixture
+def cluster(two_nodes_of_8: None) -> Iterator[None]:
+    yield
+    for key, group in placement_group_table().items():
+        if group["state"] != "REMOVED":
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(key)))
+    while ray.available_resources().get("GPU") != 16.0:
+        os.sched_yield()
+
+
+def gpu_run(*settings: str) -> RunConfig:
+    return load_run_config(TINY, ["device=gpu", "loop.groups_per_step=32", *settings])
+
+
+def nodes_of(places: list[Place]) -> list[str]:
+    return [placement_group_table(place.group)["bundles_to_node_id"][place.bundle] for place in places]
+
+
+async def place_all(config: RunConfig) -> tuple[list[str], list[str]]:
+    ranks = await place_learner(config)
+    workers = [await place_rollout_worker(config, index) for index in range(config.rollout.workers)]
+    return nodes_of(ranks), nodes_of(workers)
+
+
+def occupy(*gpus: float) -> None:
+    """So many GPUs of some nodes, one number a node."""
+    group = placement_group([{"GPU": count} for count in gpus], strategy="STRICT_SPREAD")
+    assert group.wait(10)
+    while ray.available_resources().get("GPU") != 16.0 - sum(gpus):
+        os.sched_yield()
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_a_run_that_one_node_holds_has_its_learner_on_one_node(cluster, workers):
+    config = gpu_run(f"rollout.workers={workers}", f"learner.ranks={workers}")
+    ranks, _ = asyncio.run(place_all(config))
+    assert len(ranks) == workers
+    assert len(set(ranks)) == 1
+
+
+def test_a_learner_of_8_fills_a_node_and_leaves_the_other_to_8_rollout_workers(cluster):
+    ranks, workers = asyncio.run(place_all(gpu_run("rollout.workers=8", "learner.ranks=8")))
+    assert len(set(ranks)) == len(set(workers)) == 1
+    assert set(ranks) != set(workers)
+
+
+def test_a_learner_larger_than_a_node_takes_as_few_as_it_can(cluster):
+    ranks, workers = asyncio.run(place_all(gpu_run("rollout.workers=4", "learner.ranks=12")))
+    assert sorted(Counter(ranks).values()) == [4, 8]
+    assert len(workers) == 4
+
+
+def test_tensor_parallel_workers_have_all_their_gpus_on_one_node_that_a_learner_leaves_whole(cluster):
+    occupy(4)
+    config = gpu_run("rollout.tensor_parallel_size=8", "learner.ranks=4")
+    ranks, (worker,) = asyncio.run(place_all(config))  # the 4 that are left of one node, and the 8 of the other
+    assert {worker} != set(ranks)
+
+
+def test_a_worker_whose_gpus_are_free_but_not_on_one_node_is_refused_with_what_is_free(cluster, monkeypatch):
+    monkeypatch.setattr(placement, "PLACED_WITHIN_S", 2.0)
+    occupy(5, 4)  # of the 7 that are left, the learner takes 3 of the 3
+    config = gpu_run("rollout.tensor_parallel_size=4", "rollout.workers=2", "learner.ranks=3")
+    with pytest.raises(ConfigError) as refused:
+        asyncio.run(place_all(config))
+    said = str(refused.value)
+    assert "rollout worker 1 needs 4 GPUs on one node, and the cluster has" in said
+    assert said.count("0 of 8 GPUs") == 2
+    assert "The whole run needs 11 GPUs and 0.1 CPUs (learner.ranks 3, rollout.workers 2" in said
+
+
+def test_reward_workers_are_spread_over_the_nodes(cluster):
+    places = asyncio.run(place_reward_workers(gpu_run("reward_service.workers=4")))
+    assert len(set(nodes_of(places))) == 2
+
+
+def test_an_actor_sees_its_gpus_and_has_the_node_s_share_of_threads(cluster, monkeypatch):
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "eth7")
+
+    class Seen:
+        def seen(self) -> tuple[str, ...]:
+            return tuple(os.environ[name] for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "NCCL_SOCKET_IFNAME"))
+
+    config = gpu_run("rollout.tensor_parallel_size=4")
+    monkeypatch.setattr(placement, "_nodes", lambda: [placement._Node("a", "", {}, {"GPU": 8, "CPU": 17})])
+    place = asyncio.run(place_rollout_worker(config, 0))
+    devices, threads, interface = ray.get(place.actor(Seen).remote().seen.remote())
+    assert len(devices.split(",")) == 4
+    assert threads == "8"  # 17 cores are 2 a GPU
+    assert interface == "eth7"
+
+
+def test_a_run_on_cpus_takes_none_of_a_cluster_s_gpus(cluster):
+    config = load_run_config(TINY, ["rollout.workers=2", "learner.ranks=2"])
+    ranks, _ = asyncio.run(place_all(config))
+    assert len(ranks) == 2
+    assert ray.available_resources()["GPU"] == 16.0

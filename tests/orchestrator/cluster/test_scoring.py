@@ -1,0 +1,106 @@
+"""Reward workers as Ray actors, asked as rollout workers ask them; and pictures by reference."""
+
+import asyncio
+import os
+import pickle
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import ray
+
+from orchestrator.cluster.pictures import attached, detached, reference, store
+from orchestrator.cluster.scoring import RayScorer
+from reward_service.actor import RewardWorker
+from reward_service.config import RewardConfig
+from tests.fakes import GOLD, make_group, make_prompt
+from tvr.records import Gold, ImagePair, Sample, Score, ScoringFailure, StoredPair
+
+pytestmark = pytest.mark.slow
+HERE = "tests.orchestrator.cluster.test_scoring"
+
+
+def slow(reply: str, truth: Gold) -> dict[str, float]:
+    time.sleep(1.0)  # a judge that takes its time
+    return {"length": float(len(reply))}
+
+
+def picky(reply: str, truth: Gold) -> dict[str, float]:
+    if reply == "die":
+        os._exit(1)
+    if reply == "hang":
+        time.sleep(1000)
+    if reply == "raise":
+        raise ZeroDivisionError(reply)
+    return {"length": float(len(reply))}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def a_local_ray() -> Iterator[None]:
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def scorer(**settings: Any) -> RayScorer:
+    """As a rollout worker has it: a copy of the driver's."""
+    config = RewardConfig(**settings)
+    worker = ray.remote(num_cpus=0, max_concurrency=1000)(RewardWorker)
+    return pickle.loads(
+        ray.cloudpickle.dumps(RayScorer([worker.remote(config) for _ in range(config.workers)], config))
+    )
+
+
+def samples(*texts: str) -> list[Sample]:
+    """One for each text, in order."""
+    prompt = make_prompt("0/basic/center")
+    groups = [make_group(prompt, version=0, num_samples=1, reply=text) for text in texts]
+    return [
+        Sample(id=f"0#{number}", trace=group.samples[0].trace, text=group.samples[0].text)
+        for number, group in enumerate(groups)
+    ]
+
+
+async def score_all(scoring: RayScorer, *texts: str) -> list[Score | BaseException]:
+    return await asyncio.gather(*(scoring.score(GOLD, each) for each in samples(*texts)), return_exceptions=True)
+
+
+async def test_a_slow_rule_delays_no_other_sample_until_the_pool_is_full_and_then_says_so():
+    replies = ["x" * (1 + number) for number in range(32)]
+    for places, is_full in ((32, False), (8, True)):
+        scoring = scorer(rule=f"{HERE}:slow", concurrent_samples=places)
+        await scoring.start(60)
+        scores = await score_all(scoring, *replies)
+        assert [score.total for score in scores] == [1 + number for number in range(32)]
+        (load,) = await scoring.load()
+        assert (load.full_s > 0) == is_full
+        assert (load.longest_wait_s > 1.0) == is_full  # for a place that another sample had for a second
+
+
+async def test_a_sample_that_fails_fails_alone_and_by_name():
+    scores = await score_all(scorer(rule=f"{HERE}:picky"), "a", "raise", "bcd")
+    assert [scores[0].total, scores[2].total] == [1.0, 3.0]
+    assert isinstance(scores[1], ScoringFailure)
+    assert scores[1].sample_id == "0#1"
+    assert "ZeroDivisionError" in scores[1].cause
+
+
+@pytest.mark.parametrize(("text", "cause"), [("hang", "did not answer within 2 s"), ("die", "died")])
+async def test_a_worker_that_hangs_or_dies_is_a_failure_and_no_number(text: str, cause: str):
+    scores = await score_all(scorer(rule=f"{HERE}:picky", timeout_s=2.0 if text == "hang" else 60.0), text)
+    assert isinstance(scores[0], ScoringFailure)
+    assert scores[0].sample_id == "0#0"
+    assert cause in scores[0].cause
+
+
+def test_pictures_lie_in_the_object_store_and_not_in_what_is_sent():
+    prompt = replace(make_prompt("0/basic/center"), pair=ImagePair(initial=b"i" * 9999, final=b"f" * 9999, view="left"))
+    stored = store(prompt)
+    sent = pickle.dumps(detached(stored))
+    assert len(sent) < 5000
+    assert pickle.loads(sent).pair == StoredPair(view="left", reference=None)
+    with pytest.raises(ValueError, match="0/basic/center came without its pictures"):
+        _ = stored.pictures
+    assert attached(pickle.loads(sent), ray.get(reference(stored))) == prompt
