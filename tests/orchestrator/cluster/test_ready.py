@@ -44,7 +44,7 @@ class Starter(OnNode):
 
 @pytest.fixture(scope="module", autouse=True)
 def _local_ray() -> Iterator[None]:
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 
