@@ -8,10 +8,10 @@ it can do is still there, behind the first words of a careful reply.
 import random
 from collections.abc import Callable, Mapping
 
-from tvr.answer import format_answer
-from tvr.reasoning import careful_reply
-from tvr.sample_scenes import change_cell
-from tvr.scene import ATTRIBUTES, Scene, Transformation
+from tvr.language.answer import format_answer
+from tvr.language.reasoning import careful_reply
+from tvr.language.scene import ATTRIBUTES, Scene, Transformation
+from tvr.pictures.sample_scenes import change_cell
 
 CAREFUL_START = "<think> 0"
 """The first words of a careful reply, and of no other: a policy that is made to say them goes on carefully."""

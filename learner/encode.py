@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from transformers import AutoProcessor
 
-from tvr.pictures import decode_pair
+from tvr.pictures.encoded import decode_pair
 from tvr.records import Prompt
 
 

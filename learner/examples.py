@@ -13,13 +13,13 @@ from typing import Any
 import torch
 
 from learner.behaviours import careful
-from tvr.answer import format_answer
-from tvr.prompt import build_messages
-from tvr.reasoning import careful_reply, list_objects
-from tvr.scene import Scene
-from tvr.scene_states import StatePicture
+from tvr.data.scene_states import StatePicture
+from tvr.language.answer import format_answer
+from tvr.language.prompt import build_messages
+from tvr.language.reasoning import careful_reply, list_objects
+from tvr.language.scene import Scene
 
-NEARBY = ((0, 1), (1, 0), (2, 3), (3, 2))  # states that a few changes lead between, see tvr/scene_states.py
+NEARBY = ((0, 1), (1, 0), (2, 3), (3, 2))  # states that a few changes lead between, see tvr/data/scene_states.py
 
 Reply = Callable[[random.Random, Scene, Scene], str]
 """What to answer to a pair of scenes."""

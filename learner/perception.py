@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from learner.see import Pictures, count_pixels, name_objects
-from tvr.scene import ATTRIBUTES, VIEWS
+from tvr.language.scene import ATTRIBUTES, VIEWS
 
 MISTAKES_SHOWN = 24
 COLUMNS = 6

@@ -28,7 +28,7 @@ from learner.perception import count_right, draw_curve, draw_mistakes
 from learner.see import Heads, Pictures, augment, dense_loss, gather_pictures, mirror, to_patches, tower_tokens
 from learner.teaching import Progress, StretchConfig, teach
 from learner.tiny_policy import make_tiny_policy
-from tvr.scene_states import StatePicture, load_states, make_states
+from tvr.data.scene_states import StatePicture, load_states, make_states
 
 logger = logging.getLogger(__name__)
 

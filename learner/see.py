@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tvr.render import project
-from tvr.scene import ATTRIBUTES, VIEWS
-from tvr.scene_states import StatePicture
+from tvr.data.scene_states import StatePicture
+from tvr.language.scene import ATTRIBUTES, VIEWS
+from tvr.pictures.render import project
 
 MAX_OBJECTS = 4
 OWNED_SHARE = 0.06

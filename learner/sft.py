@@ -8,10 +8,10 @@ import numpy as np
 
 from learner.config import Imitation
 from learner.encode import PairEncoder
-from tvr.answer import format_answer
-from tvr.reasoning import careful_reply
+from tvr.language.answer import format_answer
+from tvr.language.reasoning import careful_reply
+from tvr.language.scene import apply
 from tvr.records import PolicyVersion, Prompt, Sample, SampleGroup, Trace, VersionSpan
-from tvr.scene import apply
 
 
 def make_example(prompt: Prompt, encoder: PairEncoder, imitation: Imitation = "answer") -> SampleGroup:

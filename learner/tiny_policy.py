@@ -18,7 +18,7 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from tvr.scene import ATTRIBUTES
+from tvr.language.scene import ATTRIBUTES
 
 PATCH = 12
 MERGE = 2

@@ -15,7 +15,7 @@ from learner.config import LearnerConfig
 from learner.loss_config import with_algorithm
 from reward_service.config import RewardConfig
 from rollout.config import RolloutConfig
-from tvr.config import DataConfig
+from tvr.data.config import DataConfig
 
 
 class ConfigError(ValueError):

@@ -16,7 +16,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from tvr.metrics import MetricsReport, table_rows
+from tvr.language.metrics import MetricsReport, table_rows
 
 PLAIN_EVERY_S = 5.0
 

@@ -17,9 +17,9 @@ from numbers import Real
 from typing import Any
 
 from reward_service.config import ABLATIONS, RewardConfig
-from tvr.answer import Answer, parse
+from tvr.language.answer import Answer, parse
+from tvr.language.scene import Transformation
 from tvr.records import Gold, Score
-from tvr.scene import Transformation
 
 Rule = Callable[[str, Gold], Mapping[str, float]]
 """`rule(reply, gold)` returns the terms of the reward by name, all finite; their sum is the reward.

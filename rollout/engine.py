@@ -22,7 +22,7 @@ from rollout.config import NCCL, RolloutConfig
 from rollout.orphan import adopt_engine
 from rollout.weight_files import files_on_node
 from tvr.manifest import Bucket, Manifest
-from tvr.pictures import decode_pair
+from tvr.pictures.encoded import decode_pair
 from tvr.records import PolicyVersion, Prompt, Sample, Trace, VersionSpan
 
 logger = logging.getLogger(__name__)

@@ -9,9 +9,10 @@ import numpy as np
 from aiohttp import web
 
 from orchestrator.run.evaluate import Evaluation, HeldOutReply
-from tvr.answer import Answer, parse
-from tvr.metrics import MetricsReport
-from tvr.prompt import build_messages
+from tvr.language.answer import Answer, parse
+from tvr.language.metrics import MetricsReport
+from tvr.language.prompt import build_messages
+from tvr.language.scene import Scene, SceneObject, Transformation
 from tvr.records import (
     Gold,
     ImagePair,
@@ -25,7 +26,6 @@ from tvr.records import (
     Trace,
     VersionSpan,
 )
-from tvr.scene import Scene, SceneObject, Transformation
 
 SCENE: Scene = (
     SceneObject(color="red", shape="cube", size="large", material="metal", position=(-1.0, 0.0)),

@@ -10,8 +10,8 @@ from typing import Any, NewType
 
 import numpy as np
 
-from tvr.answer import Answer, Malformed
-from tvr.scene import SETTINGS, VIEWS, Scene, Transformation, net_changes
+from tvr.language.answer import Answer, Malformed
+from tvr.language.scene import SETTINGS, VIEWS, Scene, Transformation, net_changes
 
 PolicyVersion = NewType("PolicyVersion", int)
 """Learner steps in the weights; 0 is the start. Only the learner makes a new one."""

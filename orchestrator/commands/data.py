@@ -88,8 +88,8 @@ def _add_make(data_commands: Any) -> None:
 
 def run_make(options: argparse.Namespace) -> None:
     from orchestrator.display import counting
-    from tvr.config import DataConfig
-    from tvr.rendered import make
+    from tvr.data.config import DataConfig
+    from tvr.data.rendered import make
 
     keys = ("train", "test", "objects", "changes", "size", "spp", "field_of_view", "seed", "workers")
     wanted = {key: value for key in keys if (value := getattr(options, key)) is not None}
@@ -111,7 +111,7 @@ def run_make(options: argparse.Namespace) -> None:
 
 def run_trance(options: argparse.Namespace) -> None:
     from orchestrator.display import counting
-    from tvr.trance import TranceError, convert, describe
+    from tvr.data.trance import TranceError, convert, describe
 
     console = Console()
     with mendable("data trance", TranceError), counting(console, "reading samples") as counter:
@@ -130,7 +130,7 @@ def run_trance(options: argparse.Namespace) -> None:
 
 def run_check(options: argparse.Namespace) -> None:
     from orchestrator.display import counting
-    from tvr.check import check, describe
+    from tvr.data.check import check, describe
 
     console = Console()
     with mendable("data check"), counting(console, "checking pairs") as counter:
@@ -142,7 +142,7 @@ def run_check(options: argparse.Namespace) -> None:
 
 
 def run_show(options: argparse.Namespace) -> None:
-    from tvr.show import write_page
+    from tvr.data.show import write_page
 
     with mendable("data show", ValueError):
         shown = write_page(options.folder, options.out, split=options.split, max_pairs=options.max)

@@ -70,7 +70,7 @@ def run_eval(options: argparse.Namespace) -> None:
     from orchestrator.evaluation.ask import ask_model, default_replies, describe
     from orchestrator.evaluation.score import reward_config
     from reward_service.rules import load_rule
-    from tvr.dataset import load
+    from tvr.data.dataset import load
 
     try:
         load_rule(reward_config(options.rule))  # a wrong one is said before anything is asked

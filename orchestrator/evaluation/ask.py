@@ -27,7 +27,7 @@ from orchestrator.loop.stop import cancelled_by_sigterm
 from rollout.actor import RolloutWorker
 from rollout.config import RolloutConfig
 from rollout.engine import on_cpu
-from tvr.dataset import RECIPE
+from tvr.data.dataset import RECIPE
 from tvr.records import Prompt
 
 logger = logging.getLogger(__name__)

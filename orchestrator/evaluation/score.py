@@ -23,8 +23,8 @@ from orchestrator.config import ConfigError
 from orchestrator.display import metrics_table
 from reward_service.config import RewardConfig
 from reward_service.rules import Rule, compute_parts, load_rule, parse_once
-from tvr.dataset import GoldSet, Progress, load_golds
-from tvr.metrics import Judgement, MetricsReport, judge, summarise
+from tvr.data.dataset import GoldSet, Progress, load_golds
+from tvr.language.metrics import Judgement, MetricsReport, judge, summarise
 
 PROGRESS_EVERY = 10_000
 

@@ -7,10 +7,10 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from tvr.answer import Answer, Malformed, parse
-from tvr.metrics import judge
+from tvr.language.answer import Answer, Malformed, parse
+from tvr.language.metrics import judge
+from tvr.language.scene import Transformation
 from tvr.records import Gold, Prompt
-from tvr.scene import Transformation
 
 MOST_CHARACTERS = 300
 MOST_TRIPLETS = 8

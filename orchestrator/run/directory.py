@@ -25,8 +25,8 @@ from orchestrator.config import ConfigError, RunConfig
 from orchestrator.run.evaluate import Evaluation
 from orchestrator.run.folders import lock, write_whole
 from orchestrator.run.metrics import read_rows, write_rows
-from tvr.dataset import RECIPE, SPLITS
-from tvr.metrics import MetricsReport
+from tvr.data.dataset import RECIPE, SPLITS
+from tvr.language.metrics import MetricsReport
 from tvr.records import PolicyVersion
 
 MAY_CHANGE = (

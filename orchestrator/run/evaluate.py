@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from orchestrator.loop.roles import Rollouts
-from tvr.answer import parse
-from tvr.behaviour import count_triplets, is_careful
-from tvr.metrics import Judgement, MetricsReport, judge, summarise
+from tvr.language.answer import parse
+from tvr.language.behaviour import count_triplets, is_careful
+from tvr.language.metrics import Judgement, MetricsReport, judge, summarise
 from tvr.records import PolicyVersion, Prompt
 
 PROMPTS_A_WORKER = 64
@@ -15,7 +15,7 @@ PROMPTS_A_WORKER = 64
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HeldOutReply:
-    """The reply to prompt *id*, *num_tokens* long, and what is found in it (`tvr/behaviour.py`)."""
+    """The reply to prompt *id*, *num_tokens* long, and what is found in it (`tvr/language/behaviour.py`)."""
 
     id: str
     text: str

@@ -15,9 +15,9 @@ import numpy as np
 
 from orchestrator.loop.loop import StepTimes, staleness
 from reward_service.actor import ScoringLoad
-from tvr.answer import Answer, Malformed
-from tvr.behaviour import count_triplets, is_careful
-from tvr.metrics import judge
+from tvr.language.answer import Answer, Malformed
+from tvr.language.behaviour import count_triplets, is_careful
+from tvr.language.metrics import judge
 from tvr.records import PolicyVersion, Prompt, ScoredGroup, StepReport
 
 TERM = "reward/"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from orchestrator.config import ConfigError
 from rollout.config import RolloutConfig
-from tvr.dataset import load, load_golds
+from tvr.data.dataset import load, load_golds
 from tvr.records import Prompt
 
 

@@ -27,9 +27,9 @@ from orchestrator.run.metrics import MetricsFile
 from orchestrator.run.model_folder import open_model_folder
 from orchestrator.run.prompt_room import check_room, largest_prompt
 from reward_service.rules import load_rule
-from tvr.dataset import PromptOrder, PromptSet, load
+from tvr.data.dataset import PromptOrder, PromptSet, load
+from tvr.data.rendered import ensure
 from tvr.records import PolicyVersion, Prompt
-from tvr.rendered import ensure
 
 logger = logging.getLogger(__name__)
 

@@ -14,11 +14,11 @@ from orchestrator.run.model_folder import REMEDY, open_model_folder
 from orchestrator.run.prompt_room import check_room, largest_prompt
 from orchestrator.study.config import StudyConfig
 from orchestrator.study.directory import StudyDirectory, check_base
-from tvr.answer import format_answer
-from tvr.dataset import PromptSet, load, load_golds
+from tvr.data.dataset import PromptSet, load, load_golds
+from tvr.data.rendered import ensure
+from tvr.language.answer import format_answer
+from tvr.language.scene import ATTRIBUTES, Scene, Transformation
 from tvr.records import Prompt
-from tvr.rendered import ensure
-from tvr.scene import ATTRIBUTES, Scene, Transformation
 
 
 def prepare(study: StudyConfig, directory: StudyDirectory, console: Console) -> dict[str, str]:

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeIn
 from learner.config import Imitation
 from orchestrator.config import RunConfig, Sections, load_config
 from reward_service.config import BUILT_IN_RULES
-from tvr.config import DataConfig
+from tvr.data.config import DataConfig
 
 
 class TestConfig(DataConfig):

@@ -17,9 +17,9 @@ from orchestrator.run.directory import RunDirectory
 from orchestrator.run.evaluate import HeldOutReply, read_reply
 from orchestrator.run.metrics import read_rows
 from orchestrator.study.config import ArmConfig
-from tvr.metrics import summarise
+from tvr.language.metrics import summarise
+from tvr.language.scene import VIEWS
 from tvr.records import Prompt
-from tvr.scene import VIEWS
 
 SAME_VIEW, CHANGED_VIEW = "same view", "changed views"
 HALF_GAIN = "samples until half of the gain"

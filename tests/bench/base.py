@@ -21,13 +21,13 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from learner.behaviours import CAREFUL_START
-from tvr.answer import Answer, Malformed, parse
-from tvr.behaviour import goes_through_objects
-from tvr.dataset import load
-from tvr.metrics import judge, summarise
-from tvr.reasoning import SPOKEN
+from tvr.data.dataset import load
+from tvr.language.answer import Answer, Malformed, parse
+from tvr.language.behaviour import goes_through_objects
+from tvr.language.metrics import judge, summarise
+from tvr.language.reasoning import SPOKEN
+from tvr.language.scene import VIEWS, apply
 from tvr.records import Prompt
-from tvr.scene import VIEWS, apply
 
 BATCH = 50
 MAX_TOKENS = 96

@@ -33,7 +33,7 @@ from orchestrator.run.metrics import step_row, terms_of
 from reward_service.actor import ScoringLoad
 from rollout.config import RolloutConfig
 from tests.fakes import make_prompt, make_score
-from tvr.dataset import PromptOrder
+from tvr.data.dataset import PromptOrder
 from tvr.records import (
     ImagePair,
     PolicyVersion,

@@ -33,9 +33,9 @@ from orchestrator.config import RunConfig, load_run_config
 from orchestrator.loop.loop import Run, StepTimes, train
 from orchestrator.loop.window import Ticket, Window
 from reward_service.load import Busy
-from tvr.dataset import PromptOrder, load
+from tvr.data.dataset import PromptOrder, load
+from tvr.data.rendered import ensure
 from tvr.records import Prompt, Sample, ScoredGroup, StepReport
-from tvr.rendered import ensure
 
 UNCOUNTED = 5
 

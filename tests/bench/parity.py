@@ -12,8 +12,8 @@ from pathlib import Path
 from orchestrator.cluster.start import connected
 from orchestrator.config import load_run_config
 from tests.parity import gaps_around_a_publish
-from tvr.dataset import load
-from tvr.rendered import ensure
+from tvr.data.dataset import load
+from tvr.data.rendered import ensure
 
 
 def main() -> None:

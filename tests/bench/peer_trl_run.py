@@ -22,7 +22,7 @@ from trl import GRPOConfig, GRPOTrainer
 from learner.config import learning_rate
 from orchestrator.config import RunConfig, load_run_config
 from reward_service.rules import load_rule, score
-from tvr.dataset import PromptOrder, load
+from tvr.data.dataset import PromptOrder, load
 from tvr.records import Prompt
 
 

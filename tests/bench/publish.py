@@ -30,9 +30,9 @@ from orchestrator.cluster.roles import RayLearner, RayRollouts
 from orchestrator.cluster.start import connected, start_roles
 from orchestrator.config import RunConfig, load_run_config
 from tests.bench.policies import SIZES, make_policy
-from tvr.dataset import load
+from tvr.data.dataset import load
+from tvr.data.rendered import ensure
 from tvr.records import PolicyVersion, Prompt
-from tvr.rendered import ensure
 
 TRAINED = {"all": [], "adapters": ["learner.lora_rank=16"]}
 """The settings of a run by what it trains."""

@@ -30,9 +30,9 @@ from rollout.actor import RolloutWorker
 from rollout.engine import RolloutEngine, engine_arguments
 from rollout.shm import SharedFiles
 from tests.fakes import make_score
-from tvr.dataset import load
+from tvr.data.dataset import load
+from tvr.data.rendered import ensure
 from tvr.records import Gold, Prompt, Sample, Score
-from tvr.rendered import ensure
 
 PROMPTS = 16
 UNCOUNTED = 2

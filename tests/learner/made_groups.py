@@ -7,8 +7,9 @@ import numpy as np
 from PIL import Image
 
 from learner.tiny_policy import build_processor
-from tvr.answer import Malformed
-from tvr.prompt import build_messages
+from tvr.language.answer import Malformed
+from tvr.language.prompt import build_messages
+from tvr.language.scene import SceneObject
 from tvr.records import (
     Gold,
     ImagePair,
@@ -21,7 +22,6 @@ from tvr.records import (
     Trace,
     VersionSpan,
 )
-from tvr.scene import SceneObject
 
 SCENE = (
     SceneObject(color="red", shape="cube", size="large", material="metal"),

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 
 from learner.behaviours import BEHAVIOURS, CAREFUL_START, draw_behaviour
-from tvr.answer import Answer, Malformed, parse
-from tvr.scene import SceneObject, apply
+from tvr.language.answer import Answer, Malformed, parse
+from tvr.language.scene import SceneObject, apply
 
 RED = SceneObject(color="red", shape="cube", size="large", material="metal")
 BEFORE = (RED, replace(RED, color="gray"))

@@ -37,7 +37,7 @@ from learner.loss import (
 )
 from learner.loss_config import LossConfig
 from tests.fakes import make_prompt
-from tvr.answer import Malformed
+from tvr.language.answer import Malformed
 from tvr.records import PolicyVersion, Sample, SampleGroup, Score, ScoredGroup, Trace, VersionSpan
 
 CPU = torch.device("cpu")

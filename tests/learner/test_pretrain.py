@@ -15,9 +15,9 @@ from learner.behaviours import CAREFUL_START
 from learner.examples import ExampleSource
 from learner.pretrain import PretrainConfig, Teacher, pretrain
 from learner.tiny_policy import build_processor
-from tvr.answer import Answer, parse
-from tvr.scene import apply
-from tvr.scene_states import load_states, make_states
+from tvr.data.scene_states import load_states, make_states
+from tvr.language.answer import Answer, parse
+from tvr.language.scene import apply
 
 STEPS = {"steps": 2, "batch": 2, "matrix_rate": 1e-3, "other_rate": 1e-3}
 SHARES = {"careful": 0.2, "guess": 0.35, "enumerate": 0.25, "silent": 0.15, "broken": 0.05}

@@ -13,9 +13,9 @@ import pytest
 from learner.config import LearnerConfig, LearnerJob
 from learner.refused import load_refused, save_refused
 from tests.fakes import TRUE_REPLY
-from tvr.answer import parse
+from tvr.language.answer import parse
+from tvr.language.scene import SceneObject, Transformation
 from tvr.records import Gold, PolicyVersion, Score, ScoredGroup, VersionSpan
-from tvr.scene import SceneObject, Transformation
 
 CONFIG = LearnerConfig(ranks=2, lora_rank=4, learning_rate=1e-3)
 JOB = LearnerJob(model="m", reference="r", folder="f", temperature=0.8, max_answer_tokens=9, steps=2, seed=5)

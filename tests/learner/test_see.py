@@ -18,8 +18,8 @@ from learner.see import (
     to_patches,
     tower_tokens,
 )
-from tvr.scene import ATTRIBUTES, SceneObject
-from tvr.scene_states import StatePicture
+from tvr.data.scene_states import StatePicture
+from tvr.language.scene import ATTRIBUTES, SceneObject
 
 # Four tokens of 4x4 pixels. Object 0 shows 16 pixels in the first token and 4 in the second; object 1 one pixel there.
 MAP = np.full((8, 8), -1, np.int8)

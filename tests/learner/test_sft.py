@@ -14,9 +14,9 @@ from transformers import AutoModelForImageTextToText
 from learner.encode import PairEncoder
 from learner.sft import make_example
 from tests.learner.plain_step import gradient_difference
-from tvr.answer import Answer, parse
+from tvr.language.answer import Answer, parse
+from tvr.language.scene import Transformation
 from tvr.records import ImagePair, Prompt, ScoredGroup
-from tvr.scene import Transformation
 
 CHANGES = (
     (),

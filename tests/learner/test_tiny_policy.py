@@ -5,9 +5,9 @@ import pytest
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from learner.tiny_policy import make_tiny_policy
-from tvr.answer import Answer, format_answer, parse
-from tvr.prompt import build_messages
-from tvr.scene import ATTRIBUTES, MAX_OBJECTS, SceneObject, Transformation
+from tvr.language.answer import Answer, format_answer, parse
+from tvr.language.prompt import build_messages
+from tvr.language.scene import ATTRIBUTES, MAX_OBJECTS, SceneObject, Transformation
 
 SHIPPED = "deploy/models/tiny"
 

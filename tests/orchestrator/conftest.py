@@ -11,7 +11,7 @@ from orchestrator.study.directory import open_study_directory
 from orchestrator.study.results import StudyResult
 from tests.orchestrator.small_runs import SMALL, TINY
 from tests.orchestrator.study.small_studies import write_study, write_synthetic
-from tvr.rendered import ensure
+from tvr.data.rendered import ensure
 
 
 @pytest.fixture(scope="session")

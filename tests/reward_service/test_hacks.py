@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 
 from reward_service.config import RewardConfig
 from reward_service.rules import load_rule, score
-from tvr.answer import format_answer
+from tvr.language.answer import format_answer
+from tvr.language.scene import ATTRIBUTES, SceneObject, Transformation
 from tvr.records import Gold
-from tvr.scene import ATTRIBUTES, SceneObject, Transformation
 
 Triplets = tuple[Transformation, ...]
 Cell = tuple[int, str]

@@ -14,9 +14,9 @@ from pydantic import ValidationError
 from reward_service.actor import Reply, RewardWorker
 from reward_service.config import RewardConfig
 from reward_service.rules import compute_parts, load_rule, score
-from tvr.answer import Answer, Malformed, parse
+from tvr.language.answer import Answer, Malformed, parse
+from tvr.language.scene import SceneObject
 from tvr.records import Gold, Score, ScoringFailure
-from tvr.scene import SceneObject
 
 SCENE = (
     SceneObject(color="red", shape="cube", size="large", material="metal"),

@@ -11,9 +11,9 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText
 
 from learner.tiny_policy import make_tiny_policy
-from tvr.prompt import build_messages
+from tvr.language.prompt import build_messages
+from tvr.language.scene import SceneObject
 from tvr.records import Gold, ImagePair, Prompt
-from tvr.scene import SceneObject
 
 SCENE = (
     SceneObject(color="red", shape="cube", size="large", material="metal"),

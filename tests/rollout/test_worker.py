@@ -22,7 +22,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from rollout.actor import RolloutWorker, WeightUpdateError
 from rollout.config import RolloutConfig
 from tests.rollout.fresh_engine import answers_of_a_fresh_engine
-from tvr.answer import Malformed
+from tvr.language.answer import Malformed
 from tvr.manifest import Bucket, Manifest, TensorInfo, checksum
 from tvr.records import Gold, ImagePair, PolicyVersion, Prompt, Sample, SampleGroup, Score
 

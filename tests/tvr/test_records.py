@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pytest
 
-from tvr.answer import Malformed
+from tvr.language.answer import Malformed
 from tvr.records import PolicyVersion, Score, ScoringFailure, Trace, VersionSpan
 
 

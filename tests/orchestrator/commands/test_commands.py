@@ -13,8 +13,8 @@ from learner.config import LearnerConfig
 from learner.refused import save_refused
 from orchestrator.commands.cli import build_parser, main
 from tests.learner.ranks import make_job
-from tvr import dataset
-from tvr.answer import format_answer
+from tvr.data import dataset
+from tvr.language.answer import format_answer
 
 ROOT = Path(__file__).parents[3]
 SCORE = ["score", "--data", "pairs", "--replies", "replies.jsonl"]

@@ -29,11 +29,11 @@ from orchestrator.evaluation.ask import (
 from orchestrator.loop.stop import cancelled_by_sigterm
 from rollout.shm import PREFIX, shm_folder
 from tests.fakes import FakeChatServer, chat_completion, make_prompt
-from tvr.answer import Answer, parse
-from tvr.config import DataConfig
-from tvr.dataset import load
+from tvr.data.config import DataConfig
+from tvr.data.dataset import load
+from tvr.data.rendered import make
+from tvr.language.answer import Answer, parse
 from tvr.records import ImagePair, Prompt
-from tvr.rendered import make
 
 TINY = "deploy/models/tiny"
 PROMPTS = [make_prompt(f"{number}/basic/center") for number in range(4)]

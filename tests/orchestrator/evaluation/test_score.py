@@ -18,10 +18,10 @@ from rich.console import Console
 from orchestrator.config import ConfigError
 from orchestrator.evaluation.score import print_report, reward_config, score_replies, write_json
 from reward_service.config import RewardConfig
-from tvr.dataset import load, load_golds, write_folder
-from tvr.metrics import METRICS
+from tvr.data.dataset import load, load_golds, write_folder
+from tvr.language.metrics import METRICS
+from tvr.language.scene import SceneObject
 from tvr.records import Gold
-from tvr.scene import SceneObject
 
 SCENE = (
     SceneObject(color="red", shape="cube", size="large", material="metal", position=(-2.0, 0.5)),

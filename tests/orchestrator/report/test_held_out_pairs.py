@@ -8,8 +8,8 @@ from rich.console import Console, RenderableType
 
 from orchestrator.report.held_out_pairs import choose_pairs, shorten, show_pair
 from tests.fakes import GOLD, make_prompt
+from tvr.language.scene import Transformation
 from tvr.records import Gold, ImagePair, Prompt
-from tvr.scene import Transformation
 
 RIGHT = "<think> 0 red blue 1 blue blue </think> <answer> 0.color.blue </answer>"
 WRONG = "<think> 0 red red 1 blue blue </think> <answer> 1.size.large </answer>"

@@ -14,8 +14,8 @@ from orchestrator.config import ConfigError, RunConfig, load_run_config
 from orchestrator.run.directory import RunDirectory, claimed_run_directory, open_run_directory
 from orchestrator.run.evaluate import read_reply
 from tests.fakes import GOLD, make_evaluation, make_prompt
-from tvr.answer import Malformed
-from tvr.metrics import judge, summarise
+from tvr.language.answer import Malformed
+from tvr.language.metrics import judge, summarise
 from tvr.records import PolicyVersion
 
 TINY = Path("deploy/runs/tiny_cpu.toml")

@@ -11,7 +11,7 @@ from orchestrator.run.directory import RunDirectory
 from orchestrator.run.end import held_out_accuracy, show_imitation, show_training
 from orchestrator.run.evaluate import read_reply
 from tests.fakes import TRUE_REPLY, make_evaluation, make_prompt
-from tvr.metrics import summarise
+from tvr.language.metrics import summarise
 
 PROMPTS = [make_prompt(f"{number}/basic/center") for number in range(2)]
 WRONG = "<think></think><answer></answer>"

@@ -9,7 +9,7 @@ from orchestrator.run.directory import RunDirectory
 from orchestrator.run.evaluate import evaluate
 from tests.fakes import FakeRollouts, make_prompt
 from tests.orchestrator.evaluation.test_score import REPLIES, TRUTH, make_row, write_data
-from tvr.dataset import load
+from tvr.data.dataset import load
 from tvr.records import Prompt, Sample
 
 # By the number in the prompt's id; two objects, and 0.color.blue is true.

@@ -12,8 +12,8 @@ from orchestrator.loop.loop import StepTimes
 from orchestrator.run.metrics import MetricsFile, imitation_row, read_rows, step_row, terms_in, terms_of, write_rows
 from reward_service.actor import ScoringLoad
 from tests.fakes import GOLD, make_group, make_prompt, make_scored
-from tvr.answer import parse
-from tvr.metrics import judge, summarise
+from tvr.language.answer import parse
+from tvr.language.metrics import judge, summarise
 from tvr.records import PolicyVersion, SampleGroup, Score, ScoredGroup, StepReport
 
 REPORT = StepReport(version=PolicyVersion(3), loss=0.5, grad_norm=2.0, tokens=12, stats={"ratio": 1.0})

@@ -18,7 +18,7 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from tests.orchestrator.small_runs import SFT, TINY, command
-from tvr.dataset import load
+from tvr.data.dataset import load
 
 pytestmark = pytest.mark.slow
 # No race between sampling and learning.

@@ -14,7 +14,7 @@ from orchestrator.cluster.start import connected
 from orchestrator.config import RunConfig, load_run_config
 from tests.orchestrator.small_runs import SMALL, TINY, command
 from tests.parity import gaps_around_a_publish
-from tvr.dataset import load
+from tvr.data.dataset import load
 
 pytestmark = pytest.mark.slow
 

@@ -18,10 +18,10 @@ from orchestrator.study.results import (
     TrainingPoint,
     ValidationPoint,
 )
-from tvr.answer import format_answer
-from tvr.metrics import METRICS
+from tvr.language.answer import format_answer
+from tvr.language.metrics import METRICS
+from tvr.language.scene import VIEWS
 from tvr.records import Prompt
-from tvr.scene import VIEWS
 
 SHIPPED = Path("deploy/runs/study.toml")
 ANSWER = "<think> </think> <answer> </answer>"

@@ -18,8 +18,8 @@ from orchestrator.study.config import StudyConfig, load_study_config
 from orchestrator.study.directory import check_base, open_study_directory
 from tests.fakes import SCENE
 from tests.orchestrator.study.small_studies import SHIPPED, arm, write_study
-from tvr.config import DataConfig
-from tvr.rendered import make
+from tvr.data.config import DataConfig
+from tvr.data.rendered import make
 
 SIZE = (48, 48)
 SMALL = {"train": 6, "test": 4, "size": SIZE, "spp": 1, "workers": 1}

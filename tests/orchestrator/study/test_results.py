@@ -23,9 +23,9 @@ from orchestrator.study.results import (
 )
 from tests.fakes import SCENE, TRUE_REPLY, make_prompt
 from tests.orchestrator.study.small_studies import synthetic, write_replies, write_run
-from tvr.prompt import build_messages
+from tvr.language.prompt import build_messages
+from tvr.language.scene import Transformation
 from tvr.records import Gold, ImagePair, Prompt
-from tvr.scene import Transformation
 
 CHANGES = (Transformation(0, "color", "blue"), Transformation(1, "size", "large"))
 
