@@ -1,48 +1,88 @@
-"""What all commands share: help with an example, the forms of values, and errors that a user can mend."""
+"""What all commands share: how help looks, the forms of values, and errors that a user can mend."""
 
-import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
+
+import typer
+from typer.core import TyperCommand, TyperGroup
 
 from orchestrator.config import ConfigError
 
 
-def add_command(commands: Any, name: str, what: str, example: str) -> argparse.ArgumentParser:
-    """A subcommand that *what* describes in the list of commands and in its own help, followed by *example*."""
-    parser = commands.add_parser(name, help=what, description=what[:1].upper() + what[1:] + ".")
-    return with_epilog(parser, f"example:\n  {example}\n")
+class _EndsAsWritten:
+    """Help that ends with examples, whose lines stay as they are: they are there to be copied."""
+
+    epilog: str | None
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        if self.epilog:
+            formatter.write(f"\n{self.epilog}\n")
 
 
-def with_epilog(parser: argparse.ArgumentParser, epilog: str) -> argparse.ArgumentParser:
-    parser.epilog = epilog
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    return parser
+class Command(_EndsAsWritten, TyperCommand):
+    """Not a group."""
 
 
-def to_range(text: str) -> tuple[int, int]:
-    low, dash, high = text.partition("-")
+class Group(_EndsAsWritten, TyperGroup):
+    """Lists its commands by panel, as Typer does with colours; this can be read anywhere and piped."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        panels: dict[str, list[tuple[str, str]]] = {}
+        for name, command in self.commands.items():
+            panel = panels.setdefault(getattr(command, "rich_help_panel", None) or "Commands", [])
+            panel.append((name, command.get_short_help_str(limit=200)))
+        for title, rows in panels.items():
+            with formatter.section(title):
+                formatter.write_dl(rows)
+
+
+def example(*lines: str) -> str:
+    """The end of a command's help."""
+    return "\n  ".join(["example:", *lines])
+
+
+class Range(NamedTuple):
+    low: int
+    high: int
+
+    def __str__(self) -> str:
+        return f"{self.low}-{self.high}"
+
+
+class Size(NamedTuple):
+    """In pixels."""
+
+    width: int
+    height: int
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}"
+
+
+def to_range(text: str | Range) -> Range:
+    low, dash, high = str(text).partition("-")
     if not low.isdecimal() or (dash and not high.isdecimal()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not MIN-MAX, for example 2-3")
-    return int(low), int(high) if dash else int(low)
+        raise typer.BadParameter(f"{text!r} is not MIN-MAX, for example 2-3")
+    return Range(int(low), int(high) if dash else int(low))
 
 
-def to_size(text: str) -> tuple[int, int]:
-    width, _, height = text.lower().partition("x")
+def to_size(text: str | Size) -> Size:
+    width, _, height = str(text).lower().partition("x")
     if not (width.isdecimal() and height.isdecimal()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT, for example 160x120")
-    return int(width), int(height)
+        raise typer.BadParameter(f"{text!r} is not WIDTHxHEIGHT, for example 160x120")
+    return Size(int(width), int(height))
 
 
-def to_count(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+def to_count(text: str | int) -> int:
+    if not str(text).isdecimal() or int(text) == 0:
+        raise typer.BadParameter(f"{text!r} is not a whole number of at least 1")
     return int(text)
 
 
-def to_seed(text: str) -> int:
-    if not text.isdecimal() or int(text) >= 1 << 63:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to {(1 << 63) - 1}")
+def to_seed(text: str | int) -> int:
+    if not str(text).isdecimal() or int(text) >= 1 << 63:
+        raise typer.BadParameter(f"{text!r} is not a whole number from 0 to {(1 << 63) - 1}")
     return int(text)
 
 

@@ -176,9 +176,7 @@ def test_another_recipe_than_the_data_set_has_ends_with_status_2_and_leaves_noth
     "command", [["train"], ["sft"], ["replay"], ["data"], ["data", "make"], ["tiny-policy"], ["pretrain"], []]
 )
 def test_every_command_has_help_with_an_example(command, capsys):
-    with pytest.raises(SystemExit) as ended:
-        main([*command, "--help"])
-    assert ended.value.code == 0
+    main([*command, "--help"])
     assert "example" in capsys.readouterr().out
 
 

@@ -1,6 +1,7 @@
 """The commands as a user types them, from a data set to its scores."""
 
 import json
+import os
 import pickle
 import re
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 
 from learner.config import LearnerConfig
 from learner.refused import save_refused
-from orchestrator.commands.cli import build_parser, main
+from orchestrator.commands.cli import main
 from tests.learner.ranks import make_job
 from tvr.data import dataset
 from tvr.language.answer import format_answer
@@ -119,9 +120,7 @@ def test_a_rule_that_leaves_is_an_error_and_no_end(folder, tmp_path, monkeypatch
 
 
 def test_the_version_is_said(capsys):
-    with pytest.raises(SystemExit) as ended:
-        main(["--version"])
-    assert ended.value.code == 0
+    main(["--version"])
     assert re.fullmatch(r"star-r1 (\d+\.\d+\.\d+|not installed)\n", capsys.readouterr().out)
 
 
@@ -180,8 +179,11 @@ TRAIN = ["train", TINY, *(part for setting in MADE for part in ("--set", setting
         (["data", "show", "pairs", "--out", "a_file/page.html"], "a_file: File exists; mend it, or give another path"),
         (["data", "show", "pairs", "--out", "page.html", "--split", "dev"], "has no split 'dev'"),
         ([*MAKE, "--out", "out", "--objects", "3-2"], "data make: objects is 3 to 2; the first number"),
-        ([*MAKE, "--out", "out", "--objects", "²-3"], "argument --objects: '²-3' is not MIN-MAX, for example 2-3"),
-        ([*MAKE, "--out", "out", "--size", "²x3"], "argument --size: '²x3' is not WIDTHxHEIGHT"),
+        (
+            [*MAKE, "--out", "out", "--objects", "²-3"],
+            "Invalid value for '--objects': '²-3' is not MIN-MAX, for example 2-3; see star-r1",
+        ),
+        ([*MAKE, "--out", "out", "--size", "²x3"], "Invalid value for '--size': '²x3' is not WIDTHxHEIGHT"),
         ([*MAKE, "--out", "out", "--settings", "basic, sideways"], "data make: settings.1 = 'sideways': Input should"),
         ([*MAKE, "--out", "out", "--spp", "0"], "data make: spp = 0: Input should be greater than 0"),
         ([*MAKE, "--out", "."], "exists; remove it"),
@@ -193,9 +195,9 @@ TRAIN = ["train", TINY, *(part for setting in MADE for part in ("--set", setting
         (["tiny-policy", "/proc/policy"], "tiny-policy: /proc/policy: No such file or directory"),
         (
             ["tiny-policy", "new", "--seed", "9" * 23],
-            "argument --seed: '99999999999999999999999' is not a whole number",
+            "Invalid value for '--seed': '99999999999999999999999' is not a whole number",
         ),
-        (["tiny-policy", "new", "--seed", "-1"], "argument --seed: '-1' is not a whole number from 0 to"),
+        (["tiny-policy", "new", "--seed", "-1"], "Invalid value for '--seed': '-1' is not a whole number from 0 to"),
         ([*SCORE, "--rule", "nosuch:f"], "the rule 'nosuch:f' cannot be imported (ModuleNotFoundError: No module"),
         ([*SCORE, "--rule", "failing_rule:f"], "cannot be imported (ModuleNotFoundError: No module named 'none_such')"),
         ([*SCORE, "--rule", "best"], "--rule: 'best' is no rule; give one of star"),
@@ -235,6 +237,16 @@ TRAIN = ["train", TINY, *(part for setting in MADE for part in ("--set", setting
         (["train", "run.toml", "--resume"], "--resume needs --out DIR"),
         (["sft", "run.toml", "--resume"], "--resume needs --out DIR"),
         (["study", "nowhere.toml"], "nowhere.toml: cannot be read"),
+        (["study", "nowhere.toml", "--at-once", "0"], "Invalid value for '--at-once': '0' is not a whole number of at"),
+        (["tarin", "nowhere.toml"], "No such command 'tarin'. Did you mean 'train'?; see star-r1 --help"),
+        (
+            ["train", "nowhere.toml", "--sett", "x"],
+            "No such option: --sett (Possible options: --set); see",
+        ),
+        (["data", "make", "--out", "out"], "Missing option '--train'; see star-r1 data make --help"),
+        (["score"], "Missing option '--data'; see star-r1 score --help"),
+        (["train"], "Missing argument 'RUN.toml'; see star-r1 train --help"),
+        ([], "Missing command; see star-r1 --help"),
         (
             ["replay", "nowhere"],
             "nowhere: holds no refused step; give one of the folders in a run directory's refused/",
@@ -276,10 +288,28 @@ def everything(folder: Path) -> set[str]:
     ],
 )
 def test_every_command_has_help_with_an_example(command, capsys):
-    with pytest.raises(SystemExit) as ended:
-        build_parser().parse_args([*command.split(), "--help"])
-    assert ended.value.code == 0
-    assert f"example:\n  star-r1 {command.split()[0]}" in capsys.readouterr().out
+    main([*command.split(), "--help"])
+    assert f"\nexample:\n  star-r1 {command.split()[0]}" in capsys.readouterr().out
+
+
+def test_help_shows_the_commands_of_the_first_day_first(capsys):
+    main(["--help"])
+    said = capsys.readouterr().out
+    first_day, later = said.partition("The first day:")[2].partition("Later:")[::2]
+    names = re.compile(r"^  (\S+)  ", re.MULTILINE)
+    assert names.findall(first_day) == ["train", "eval", "score", "sft", "data"]
+    assert names.findall(later.partition("examples:")[0]) == ["study", "replay", "pretrain", "tiny-policy"]
+    assert "\n  star-r1 train deploy/runs/tiny_cpu.toml --set loop.steps=20 --set rollout.workers=2 --out" in said
+
+
+@pytest.mark.parametrize(
+    ("typed", "completed"), [("star-r1 tr", "train"), ("star-r1 data sh", "show"), ("star-r1 score --re", "--replies")]
+)
+def test_the_shell_completes_commands_and_options(typed, completed):
+    asked = {"_STAR_R1_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" "))}
+    star_r1 = Path(sys.executable).with_name("star-r1")
+    ended = subprocess.run([star_r1], env={**os.environ, **asked}, capture_output=True, text=True)
+    assert ended.stdout.split() == [completed], ended.stderr
 
 
 def _rows(folder: Path, split: str) -> list[dict]:
