@@ -11,7 +11,7 @@ TORCH := torch==2.13.0$(if $(filter cpu,$(DEVICE)),+cpu)
 TORCH_INDEX := https://download.pytorch.org/whl/$(if $(filter gpu,$(DEVICE)),cu130,cpu)
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up-$(DEVICE)
-CODE := tvr rollout learner reward_service orchestrator deploy tests
+CODE := records tasks tiny_policy rollout learner reward_service orchestrator deploy tests
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c

@@ -21,7 +21,7 @@ import torch
 from learner.batch import Batch, BatchRow, Prompted, collate, lay_out_prompt, shared_prompt
 from learner.checkpoint import Checkpoint, CheckpointWriter
 from learner.config import LearnerConfig, LearnerJob
-from learner.encode import PairEncoder
+from learner.encode import PictureEncoder
 from learner.engine import Engine, Loss, NonFiniteStep
 from learner.loss import (
     NLL_SUMS,
@@ -40,8 +40,8 @@ from learner.refused import Examined, explain, save_refused
 from learner.saving import save_policy
 from learner.sft import make_example
 from learner.weights import make_staging, pack_bucket, plan_buckets
-from tvr.manifest import Manifest, TensorInfo
-from tvr.records import PolicyVersion, Prompt, SampleGroup, ScoredGroup, StepReport
+from records.manifest import Manifest, TensorInfo
+from records.samples import PolicyVersion, Prompt, SampleGroup, ScoredGroup, StepReport
 
 if TYPE_CHECKING:
     from learner.nccl import NcclSender
@@ -63,7 +63,7 @@ class LearnerRank:
         self._rank = rank
         self._world_size = world_size
         self._version = PolicyVersion(0)
-        self._encoder = PairEncoder(job.model)
+        self._encoder = PictureEncoder(job.model)
         self._engine: Engine | None = None
         self._meeting: torch.distributed.TCPStore | None = None
         self._buckets: tuple[tuple[str, ...], ...] = ()
@@ -161,12 +161,12 @@ class LearnerRank:
             samples, prompts, *self._weigh(groups, prompts), partial(policy_loss, config=self._config.loss)
         )
 
-    def imitate(self, prompts: tuple[Prompt, ...]) -> StepReport:
-        """Supervised fine-tuning on the right answers to *prompts*, all those of the step.
+    def imitate(self, prompts: tuple[Prompt, ...], answers: tuple[str, ...]) -> StepReport:
+        """Supervised fine-tuning on the right *answers* to *prompts*, all those of the step.
 
         Raises NonFiniteStep as `step` does; nothing is saved, the prompts are in the data set under the ids it names.
         """
-        groups = [make_example(prompt, self._encoder, self._config.imitation) for prompt in prompts]
+        groups = [make_example(*each, self._encoder) for each in zip(prompts, answers, strict=True)]
         tokens = [[part] for part in imitation_tokens([len(group.samples[0].trace.token_ids) for group in groups])]
         laid_out, every = _Prompts(groups, self._lay_out), range(len(groups))
         try:
@@ -195,7 +195,7 @@ class LearnerRank:
         return len(self._buckets)
 
     def weight_bucket(self, index: int) -> tuple[tuple[TensorInfo, ...], dict[str, np.ndarray]]:
-        """Bucket *index* of the last plan and its part of the manifest, adapters merged (`tvr.manifest`).
+        """Bucket *index* of the last plan and its part of the manifest, adapters merged (`records.manifest`).
 
         The ranks take turns: one returns them, rank *index* modulo their number, the others nothing. A tied `lm_head`
         is not in it a second time. The arrays may be the parameters themselves, or lie where the rank's next bucket

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from learner.loss_config import LossConfig
-from tvr.records import ScoredGroup
+from records.samples import ScoredGroup
 
 _EPSILON = 1e-6
 

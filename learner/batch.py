@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from learner.attention import Span, make_span
-from learner.encode import EncodedPair
+from learner.encode import EncodedPictures
 from learner.windows import picture_features
-from tvr.records import SampleGroup
+from records.samples import SampleGroup
 
 RopeIndex = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 """`get_rope_index` of a transformers model."""
@@ -31,7 +31,7 @@ class Prompted:
     prompt: torch.Tensor
     is_picture: torch.Tensor
     positions: torch.Tensor
-    pictures: EncodedPair
+    pictures: EncodedPictures
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,8 +47,8 @@ class Batch:
     """The model's inputs of one pass.
 
     *input_ids* `[1, T]`; *position_ids* `[3, 1, T]` (time, height, width); *spans*, where each row stands;
-    *picture_places* `[K]`, the places in `[T]` that the pictures fill; *predictors* `[M]`, the places whose output
-    predicts an answer token; *targets* `[M]`, those tokens.
+    *picture_places* `[K]`, the places in `[T]` that the pictures fill, none if there is but a blank one (`_blank`);
+    *predictors* `[M]`, the places whose output predicts an answer token; *targets* `[M]`, those tokens.
     """
 
     input_ids: torch.Tensor
@@ -76,7 +76,7 @@ def shared_prompt(group: SampleGroup) -> np.ndarray:
 
 
 def lay_out_prompt(
-    group: SampleGroup, pictures: EncodedPair, image_token_id: int, get_rope_index: RopeIndex
+    group: SampleGroup, pictures: EncodedPictures, image_token_id: int, get_rope_index: RopeIndex
 ) -> Prompted:
     prompt = torch.from_numpy(shared_prompt(group).astype(np.int64))
     is_picture = prompt == image_token_id
@@ -88,6 +88,9 @@ def collate(rows: Sequence[BatchRow]) -> Batch:
     """*rows* one after the other."""
     input_ids, positions, picture_places, predictors, spans = [], [], [], [], []
     start = 0
+    seen = [row.prompted.pictures for row in rows]
+    if not any(len(pictures.grid_thw) for pictures in seen):
+        seen = [_blank(seen[0])]
     for row in rows:
         prompted, lengths = row.prompted, [len(answer) for answer in row.answers]
         span = make_span(start, len(prompted.prompt), lengths)
@@ -104,12 +107,20 @@ def collate(rows: Sequence[BatchRow]) -> Batch:
     return Batch(
         input_ids=torch.cat(input_ids)[None],
         position_ids=torch.cat(positions, dim=1)[:, None],
-        pixel_values=torch.cat([row.prompted.pictures.pixel_values for row in rows]),
-        image_grid_thw=torch.cat([row.prompted.pictures.grid_thw for row in rows]),
+        pixel_values=torch.cat([pictures.pixel_values for pictures in seen]),
+        image_grid_thw=torch.cat([pictures.grid_thw for pictures in seen]),
         picture_places=torch.cat(picture_places),
         predictors=torch.cat(predictors),
         targets=torch.cat([torch.from_numpy(answer.astype(np.int64)) for row in rows for answer in row.answers]),
         spans=tuple(spans),
+    )
+
+
+def _blank(pictures: EncodedPictures) -> EncodedPictures:
+    """One picture of 2 by 2 patches, which stands nowhere: a pass without pictures calls the vision tower too, for
+    ranks that share weights or gradients must call the same modules."""
+    return EncodedPictures(
+        pixel_values=torch.zeros(4, pictures.pixel_values.shape[1]), grid_thw=torch.tensor([[1, 2, 2]])
     )
 
 
@@ -127,7 +138,10 @@ def answer_logprobs(model: Any, batch: Batch, temperature: float) -> torch.Tenso
     inner = model.model
     pictures = picture_features(inner, batch.pixel_values, batch.image_grid_thw)
     words = model.get_input_embeddings()(batch.input_ids)
-    embeddings = words[0].index_copy(0, batch.picture_places, pictures.to(words.dtype))[None]
+    shown, blank = pictures.to(words.dtype).split([num_shown := len(batch.picture_places), len(pictures) - num_shown])
+    embeddings = words[0].index_copy(0, batch.picture_places, shown)[None]
+    if len(blank):
+        embeddings = embeddings + 0 * blank.sum()
     output = inner.language_model(
         inputs_embeds=embeddings,
         attention_mask={"full_attention": batch.spans},

@@ -29,7 +29,7 @@ import safetensors.torch
 import torch
 from safetensors import safe_open
 
-from tvr.records import PolicyVersion
+from records.samples import PolicyVersion
 
 FORMAT = 1
 MANIFEST = "manifest.json"

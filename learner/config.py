@@ -7,9 +7,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from learner.loss_config import LossConfig
-
-Imitation = Literal["answer", "reasoning"]
-"""What `sft` imitates: the right answers alone (STAR-SFT), or behind a reasoning that goes through the objects."""
+from records.task import Imitation
 
 
 class LearnerConfig(BaseModel):
@@ -20,8 +18,8 @@ class LearnerConfig(BaseModel):
     ranks: int = Field(default=1, ge=1, description="Learner processes; each takes a share of every step's groups.")
     imitation: Imitation = Field(
         default="answer",
-        description="What `sft` imitates: the right answers alone (STAR-SFT), or behind a reasoning that goes through "
-        "the objects. Unused by `train`.",
+        description="What `sft` imitates: the right answers alone (STAR-SFT), or behind a reasoning. "
+        "Unused by `train`.",
     )
     loss: LossConfig = Field(default=LossConfig(), description="What is minimised; a table of its own.")
     learning_rate: float = Field(default=1e-6, gt=0, description="AdamW's, after the warm-up; larger learns faster.")

@@ -16,7 +16,7 @@ import torch
 
 from learner.advantages import shaped_rewards, step_advantages
 from learner.loss_config import LossConfig
-from tvr.records import ScoredGroup, Trace
+from records.samples import ScoredGroup, Trace
 
 SUMS = (
     "loss",

@@ -2,7 +2,8 @@
 
     refused/step-000012/
       model/                the policy that the step would have changed, a plain Hugging Face folder
-      groups.json           all groups of the step, ScoredGroup records, but for their arrays and pictures
+      groups.json           all groups of the step, ScoredGroup records, but for their arrays and pictures, and for the
+                            truth and what the task found in each reply, which no learner reads
       groups.safetensors    these, by the names that stand in their places
       refused.json          the causes, and the learner's section of the run file
 
@@ -12,7 +13,7 @@ anybody: nothing in it is run, and its records are checked as they were when the
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from pydantic import ConfigDict, TypeAdapter
 
 from learner.config import LearnerConfig, LearnerJob
 from learner.device import missing_cuda
-from tvr.records import ScoredGroup
+from records.samples import ScoredGroup
 
 REFUSED, GROUPS, ARRAYS, PICKLED = "refused.json", "groups.json", "groups.safetensors", "groups.pickle"
 _STANDS_FOR = "$stands for"
@@ -66,7 +67,7 @@ def save_refused(
 ) -> None:
     """Write the folder beside the model, which is there already."""
     folder.mkdir(parents=True, exist_ok=True)
-    text, arrays = _pack(groups)
+    text, arrays = _pack([_without_truth(group) for group in groups])
     safetensors.numpy.save_file(arrays, folder / ARRAYS)
     (folder / GROUPS).write_text(text + "\n")
     content = {
@@ -99,6 +100,11 @@ def load_refused(folder: Path) -> tuple[tuple[ScoredGroup, ...], LearnerConfig, 
         raise ValueError(
             f"{folder}: the refused step in it cannot be read ({cause}); give a folder as `train` left it in refused/"
         ) from error
+
+
+def _without_truth(scored: ScoredGroup) -> ScoredGroup:
+    group = replace(scored.group, prompt=replace(scored.group.prompt, gold=None))
+    return replace(scored, group=group, scores=tuple(replace(score, judgement=None) for score in scored.scores))
 
 
 def _pack(groups: Sequence[ScoredGroup]) -> tuple[str, dict[str, np.ndarray]]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from tvr.manifest import TensorInfo, checksum
+from records.manifest import TensorInfo, checksum
 
 
 def pack_bucket(

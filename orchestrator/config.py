@@ -4,18 +4,20 @@ What is wrong in a run file is said with file, key, value and remedy, as one `Co
 """
 
 import difflib
+import re
 import tomllib
 from collections.abc import Iterable, Sequence
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self, TypeVar, get_args
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
 from learner.config import LearnerConfig
 from learner.loss_config import with_algorithm
+from records.task import Task, load_task
 from reward_service.config import RewardConfig
 from rollout.config import RolloutConfig
-from tvr.data.config import DataConfig
 
 
 class ConfigError(ValueError):
@@ -88,18 +90,25 @@ NARROWEST_SEQUENCE_CLIP = 0.01
 """Narrower, the clip of whole answers drops most that are a version old, or rounded otherwise: see gspo's preset."""
 
 
+DEFAULT_TASK = "tvr"
+
+
 class Sections(BaseModel):
     """What a run file and a study file have in common: the starting policy, and the sections of all packages."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    task: str = Field(
+        default=DEFAULT_TASK,
+        description="What is learned: tvr, questions, or package.module:name of a task of your own.",
+    )
     model: Path = Field(description="Hugging Face folder of the starting policy, on every node.")
     device: Device = Field(description="What rollout workers and learner ranks run on: cpu, or gpu, one or more each.")
     start_timeout_s: float = Field(default=600.0, gt=0, description="Seconds until all workers must be ready.")
     loop: LoopConfig
     evaluation: EvaluationConfig
     checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="A table of its own.")
-    data: DataConfig
+    data: BaseModel = Field(description="The task's own table.")
     rollout: RolloutConfig
     reward_service: RewardConfig
     learner: LearnerConfig
@@ -143,7 +152,18 @@ class Sections(BaseModel):
         return self
 
 
-Config = TypeVar("Config", bound=Sections)
+class ScoringConfig(BaseModel):
+    """What scoring replies takes of a run file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    task: str = DEFAULT_TASK
+    data: BaseModel
+    reward_service: RewardConfig
+
+
+Config = TypeVar("Config", bound=BaseModel)
+Whole = TypeVar("Whole", bound=Sections)
 
 
 class RunConfig(Sections):
@@ -157,7 +177,28 @@ def load_run_config(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
     return load_config(RunConfig, path, overrides)
 
 
-def load_config(kind: type[Config], path: Path, overrides: Iterable[str] = ()) -> Config:
+@cache
+def for_task(kind: type[Config], task: Task) -> type[Config]:
+    """*kind* whose tables `data` and `reward_service.options`, and the names of rules, are those of *task*."""
+    options = Field(default=task.rule_options(), description="Of the task's rules; a table of its own.")
+    rule = Field(default=next(iter(task.rules)), description=f"{', '.join(task.rules)}, or package.module:function.")
+    rewards = create_model(
+        "RewardConfig",
+        __base__=RewardConfig,
+        rule=(Annotated[str, AfterValidator(partial(_check_rule, tuple(task.rules)))], rule),
+        options=(task.rule_options, options),
+    )
+    data = Field(description="A table of its own.")
+    return create_model(kind.__name__, __base__=kind, data=(task.data_config, data), reward_service=(rewards, ...))
+
+
+def _check_rule(built_in: Sequence[str], rule: str) -> str:
+    if rule not in built_in and not re.fullmatch(r"\w+(\.\w+)*:\w+", rule):
+        raise ValueError(f"{rule!r} is no rule; give one of {', '.join(built_in)}, or package.module:function")
+    return rule
+
+
+def load_config(kind: type[Whole], path: Path, overrides: Iterable[str] = ()) -> Whole:
     """Read a file as *kind*, with overrides as `load_run_config` has them. Raises ConfigError."""
     try:
         content = tomllib.loads(path.read_text())
@@ -169,13 +210,30 @@ def load_config(kind: type[Config], path: Path, overrides: Iterable[str] = ()) -
     _change_algorithm(path, content, settings)
     for setting in settings:
         _apply(content, setting)
-    try:
-        config = kind.model_validate(content)
-    except ValidationError as error:
-        raise ConfigError(explain(kind, path, error)) from error
+    config = _validate(kind, content, str(path))
     if not (config.model / "config.json").exists():
         raise ConfigError(f"{path}: model = {str(config.model)!r}: has no config.json; give the path of a model folder")
     return config
+
+
+def scoring_config(task: str, data: Path, rule: str | None, overrides: Iterable[str] = ()) -> ScoringConfig:
+    """Of a command without a run file: the data set of *task* in the folder *data*. Raises ConfigError."""
+    content: dict[str, Any] = {"task": task, "data": {"path": data}, "reward_service": {"rule": rule} if rule else {}}
+    for override in overrides:
+        _apply(content, _parse_override(override))
+    return _validate(ScoringConfig, content, "command line")
+
+
+def _validate(kind: type[Config], content: dict[str, Any], where: str) -> Config:
+    name = str(content.get("task", DEFAULT_TASK))
+    try:
+        kind = for_task(kind, load_task(name))
+    except ValueError as error:
+        raise ConfigError(f"{where}: task = {name!r}: {error}") from error
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError(explain(kind, where, error)) from error
 
 
 class _Setting(NamedTuple):
@@ -231,12 +289,12 @@ def _change_algorithm(path: Path, content: dict[str, Any], settings: Sequence[_S
         )
 
 
-def explain(kind: type[BaseModel], path: Path, error: ValidationError) -> str:
+def explain(kind: type[BaseModel], path: Path | str, error: ValidationError) -> str:
     """What is wrong in the file at *path*, which should be a *kind*, a line for each mistake."""
     return "\n".join(_explain(kind, path, item) for item in error.errors())
 
 
-def _explain(kind: type[BaseModel], path: Path, item: Any) -> str:
+def _explain(kind: type[BaseModel], path: Path | str, item: Any) -> str:
     key = ".".join(str(part) for part in item["loc"]) or "the file as a whole"
     if item["type"] == "extra_forbidden":
         known = _known_keys(kind, item["loc"][:-1])

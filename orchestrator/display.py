@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -16,7 +17,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from tvr.language.metrics import MetricsReport, table_rows
+from records.task import Task
 
 PLAIN_EVERY_S = 5.0
 
@@ -65,14 +66,13 @@ def counting(console: Console, what: str) -> Iterator[Counter]:
         yield Counter(console, what, progress)
 
 
-def step_line(row: dict[str, float], steps: int, left_s: float) -> str:
-    """One line for people: step, version, reward and staleness if there are any, loss, speed, time left."""
+def step_line(row: dict[str, float], steps: int, left_s: float, shares: Sequence[str]) -> str:
+    """One line for people: step, version, reward, the first of *shares* and staleness if there are any, loss, speed,
+    time left.
+    """
+    share = "".join(f"{name} {row[name]:.0%}  " for name in shares[:1] if name in row)
     left = f"{int(left_s) // 60}:{int(left_s) % 60:02}"
-    sampled = (
-        f"reward {row['reward']:+.2f}  well-formed {row['well_formed']:.0%}  staleness {row['staleness']:.1f}  "
-        if "reward" in row
-        else ""
-    )
+    sampled = f"reward {row['reward']:+.2f}  {share}staleness {row['staleness']:.1f}  " if "reward" in row else ""
     return (
         f"step {row['step']:>3.0f}/{steps}  version {row['version']:>3.0f}  {sampled}loss {row['loss']:+.4f}  "
         f"{row['tokens_per_s']:,.0f} tokens/s  {row['step_s']:.1f} s  left {left}"
@@ -86,13 +86,13 @@ def live_note(row: dict[str, float]) -> str:
     return f"version {row['version']:.0f}  {learned}  {row['tokens_per_s']:,.0f} tokens/s"
 
 
-def metrics_table(columns: Mapping[str, MetricsReport]) -> Table:
-    """The 11 metrics and their breakdowns, one column a report."""
-    table = Table(title="Greedy answers on held-out pairs")
+def metrics_table(task: Task, reports: Mapping[str, Mapping[str, Any]]) -> Table:
+    """The metrics of *task* and their breakdowns, one column for each of its *reports*."""
+    table = Table(title="Greedy answers to held-out prompts")
     table.add_column("metric")
-    for name in columns:
+    for name in reports:
         table.add_column(name, justify="right")
-    for name, values in table_rows(columns):
+    for name, values in task.table(list(reports.values())):
         table.add_row(name, *("-" if value is None else f"{value:.3f}".rstrip("0").rstrip(".") for value in values))
     return table
 

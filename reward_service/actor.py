@@ -10,11 +10,14 @@ import traceback
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
-from reward_service.config import RewardConfig
+from pydantic import BaseModel
+
+from records.samples import Score, ScoringFailure
+from records.task import load_task
 from reward_service.load import Busy
 from reward_service.rules import load_rule, score
-from tvr.records import Gold, Score, ScoringFailure
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,7 +26,7 @@ class Reply:
 
     sample_id: str
     text: str
-    gold: Gold
+    gold: Any
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,11 +45,15 @@ class ScoringLoad:
 class RewardWorker:
     """Holds no state but the rule, so any worker may score any sample again."""
 
-    def __init__(self, config: RewardConfig) -> None:
-        """Raises ValueError when the rule cannot be imported."""
-        self._rule = load_rule(config)
-        self._threads = ThreadPoolExecutor(config.concurrent_samples, thread_name_prefix="rule")
-        self._places = asyncio.Semaphore(config.concurrent_samples)
+    def __init__(self, task: str, rule: str, options: BaseModel, concurrent_samples: int) -> None:
+        """*task* is the name of one, *rule* one of its rules or an import path, and *options* are the task's.
+
+        Raises ValueError when the task or the rule cannot be imported.
+        """
+        self._task = load_task(task)
+        self._rule = load_rule(self._task, rule, options)
+        self._threads = ThreadPoolExecutor(concurrent_samples, thread_name_prefix="rule")
+        self._places = asyncio.Semaphore(concurrent_samples)
         self._busy, self._full = Busy(), Busy()
         self._waiting_since: list[float] = []
         self._longest_wait_s = 0.0
@@ -71,7 +78,7 @@ class RewardWorker:
         try:
             with self._busy:
                 loop = asyncio.get_running_loop()
-                return await loop.run_in_executor(self._threads, score, self._rule, reply.text, reply.gold)
+                return await loop.run_in_executor(self._threads, score, self._task, self._rule, reply.text, reply.gold)
         except Exception:  # whatever a user's rule may raise
             return ScoringFailure(reply.sample_id, traceback.format_exc())
         finally:

@@ -11,11 +11,11 @@ import time
 from collections.abc import Awaitable, Iterable
 from typing import Any, Protocol
 
+from records.manifest import Bucket, Manifest
+from records.samples import PolicyVersion, Prompt, Sample, SampleGroup, Score, ScoredGroup
 from rollout.config import OBJECT_STORE, RolloutConfig
 from rollout.engine import RolloutEngine, WorkerLost
 from rollout.shm import SharedFiles, remove_leftovers
-from tvr.manifest import Bucket, Manifest
-from tvr.records import Gold, PolicyVersion, Prompt, Sample, SampleGroup, Score, ScoredGroup
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class WeightUpdateError(WorkerLost):
 class Scorer(Protocol):
     """Where a worker has its samples scored."""
 
-    async def score(self, gold: Gold, sample: Sample) -> Score:
+    async def score(self, gold: Any, sample: Sample) -> Score:
         """Raises ScoringFailure, and never makes a number of a failure."""
         ...
 

@@ -55,6 +55,7 @@ class RolloutConfig(BaseModel):
         ge=2,
         description="Most tokens of prompt (pictures expanded) and answer together. Larger needs more cache.",
     )
+    max_pictures: int = Field(2, ge=0, description="Most pictures of a prompt. Larger needs more shared memory.")
     max_num_seqs: int = Field(
         128, ge=1, description="Answers decoded at once; the others wait. Larger: more tokens per second, more cache."
     )

@@ -18,16 +18,15 @@ from typing import Any
 
 import numpy as np
 
+from records.manifest import Bucket, Manifest
+from records.pictures import check_placeholders, decode_all
+from records.samples import PolicyVersion, Prompt, Sample, Trace, VersionSpan
 from rollout.config import NCCL, RolloutConfig
 from rollout.orphan import adopt_engine
 from rollout.weight_files import files_on_node
-from tvr.manifest import Bucket, Manifest
-from tvr.pictures.encoded import decode_pair
-from tvr.records import PolicyVersion, Prompt, Sample, Trace, VersionSpan
 
 logger = logging.getLogger(__name__)
 
-PICTURES_PER_PROMPT = 2
 GPU_BATCHED_TOKENS = 8192
 """Of prompts, a step. vLLM's default here is 2048, and a new version has the keys of every answer computed again."""
 
@@ -245,19 +244,18 @@ class Completion:
 
 
 def build_request(prompt: Prompt, processor: Any) -> dict[str, Any]:
-    """The engine's request for *prompt*: token ids with one placeholder per picture (the engine expands them) and the
-    decoded pictures. Raises ValueError, naming the prompt, if the two do not match or a picture cannot be read."""
+    """The engine's request for *prompt*: token ids with one placeholder a picture (the engine expands them) and the
+    decoded pictures, if it has any.
+
+    Raises ValueError, naming the prompt, if the two do not match or a picture cannot be read.
+    """
     text = processor.apply_chat_template(list(prompt.messages), tokenize=False, add_generation_prompt=True)
     # The template has written every special token.
     token_ids = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
-    placeholders = token_ids.count(processor.tokenizer.convert_tokens_to_ids(processor.image_token))
-    if placeholders != PICTURES_PER_PROMPT:
-        # The engine itself does not notice too many.
-        raise ValueError(
-            f"prompt {prompt.id} has {placeholders} image placeholders for {PICTURES_PER_PROMPT} pictures; "
-            "check its messages and the model's chat template"
-        )
-    return {"prompt_token_ids": token_ids, "multi_modal_data": {"image": decode_pair(prompt)}}
+    # The engine itself does not notice too many.
+    check_placeholders(prompt, token_ids.count(processor.tokenizer.convert_tokens_to_ids(processor.image_token)))
+    pictures = decode_all(prompt)
+    return {"prompt_token_ids": token_ids} | ({"multi_modal_data": {"image": pictures}} if pictures else {})
 
 
 def answer_room(prompt_id: str, num_tokens: int, max_model_len: int) -> int:
@@ -313,7 +311,7 @@ def picture_cache_bytes(config: RolloutConfig, model: str) -> int:
     from transformers import AutoProcessor
 
     pictures = AutoProcessor.from_pretrained(model).image_processor
-    allowed = PICTURES_PER_PROMPT * pictures.size["longest_edge"] // pictures.patch_size**2
+    allowed = config.max_pictures * pictures.size["longest_edge"] // pictures.patch_size**2
     patches = min(allowed, config.max_model_len * pictures.merge_size**2)
     values_a_patch = 3 * pictures.temporal_patch_size * pictures.patch_size**2
     return config.concurrent_prompts * patches * values_a_patch * np.dtype(np.float32).itemsize
@@ -343,7 +341,7 @@ def engine_arguments(config: RolloutConfig, model: str) -> dict[str, Any]:
         "enforce_eager": config.enforce_eager or on_cpu(),
         "tensor_parallel_size": config.tensor_parallel_size,
         "kv_cache_memory_bytes": None if config.kv_cache_mib is None else config.kv_cache_mib << 20,
-        "limit_mm_per_prompt": {"image": PICTURES_PER_PROMPT, "video": 0},
+        "limit_mm_per_prompt": {"image": config.max_pictures, "video": 0},
         "logprobs_mode": "processed_logprobs",  # the default ignores the temperature
         # With the default type a paused request whose pictures were in the prefix cache cannot be started again.
         "mm_processor_cache_type": "shm",

@@ -16,8 +16,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import IO
 
+from records.manifest import Bucket, Manifest
 from rollout.shm import PREFIX, is_unused, remove_all
-from tvr.manifest import Bucket, Manifest
 
 
 @asynccontextmanager

@@ -2,20 +2,14 @@
 server, which answers as the test says."""
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
 from aiohttp import web
 
 from orchestrator.run.evaluate import Evaluation, HeldOutReply
-from tvr.language.answer import Answer, parse
-from tvr.language.metrics import MetricsReport
-from tvr.language.prompt import build_messages
-from tvr.language.scene import Scene, SceneObject, Transformation
-from tvr.records import (
-    Gold,
-    ImagePair,
+from records.samples import (
     PolicyVersion,
     Prompt,
     Sample,
@@ -26,6 +20,10 @@ from tvr.records import (
     Trace,
     VersionSpan,
 )
+from tasks.tvr.language.gold import Gold
+from tasks.tvr.language.prompt import build_messages
+from tasks.tvr.language.scene import Scene, SceneObject, Transformation
+from tasks.tvr.task import TASK
 
 SCENE: Scene = (
     SceneObject(color="red", shape="cube", size="large", material="metal", position=(-1.0, 0.0)),
@@ -36,8 +34,7 @@ TRUE_REPLY = "<think> 0 turned blue </think> <answer> 0.color.blue </answer>"
 
 
 def make_prompt(name: str = "0/basic/center") -> Prompt:
-    pair = ImagePair(initial=b"initial", final=b"final", view="center")
-    return Prompt(id=name, pair=pair, messages=build_messages(SCENE), gold=GOLD)
+    return Prompt(id=name, images=(b"initial", b"final"), messages=build_messages(SCENE), gold=GOLD)
 
 
 def make_group(prompt: Prompt, version: int, num_samples: int = 2, reply: str = TRUE_REPLY) -> SampleGroup:
@@ -52,10 +49,8 @@ def make_group(prompt: Prompt, version: int, num_samples: int = 2, reply: str = 
     return SampleGroup(prompt=prompt, samples=samples)
 
 
-def make_score(reward: float) -> Score:
-    answer = parse(TRUE_REPLY)
-    assert isinstance(answer, Answer)
-    return Score(total=reward, parts={"all": reward}, answer=answer)
+def make_score(reward: float, reply: str = TRUE_REPLY, gold: Gold = GOLD) -> Score:
+    return Score(total=reward, parts={"all": reward}, judgement=TASK.judge(reply, gold))
 
 
 def make_scored(group: SampleGroup, rewards: Sequence[float]) -> ScoredGroup:
@@ -63,24 +58,27 @@ def make_scored(group: SampleGroup, rewards: Sequence[float]) -> ScoredGroup:
     return ScoredGroup(group=group, scores=tuple(map(make_score, rewards)))
 
 
+def make_held_out_reply(prompt: Prompt, text: str, num_tokens: int = 9) -> HeldOutReply:
+    return HeldOutReply(id=prompt.id, text=text, num_tokens=num_tokens, score=make_score(1.0, text, prompt.gold))
+
+
 def make_evaluation(
-    report: MetricsReport,
-    oldest: int,
-    newest: int | None = None,
-    *,
-    careful: float = 0.0,
-    triplets: float = 0.0,
-    replies: tuple[HeldOutReply, ...] = (),
+    report: Mapping[str, Any], oldest: int, newest: int | None = None, replies: tuple[HeldOutReply, ...] = ()
 ) -> Evaluation:
-    """With means as told, whatever the *replies*; of one version unless a *newest* is given."""
+    """With a *report* as told, whatever the *replies*; of one version unless a *newest* is given."""
     return Evaluation(
         report=report,
-        careful=careful,
-        triplets=triplets,
         replies=replies,
         oldest=PolicyVersion(oldest),
         newest=PolicyVersion(oldest if newest is None else newest),
     )
+
+
+class FakeScorer:
+    """Pays 1 to every sample, as a reward worker with no rule would."""
+
+    async def score(self, gold: Gold, sample: Sample) -> Score:
+        return make_score(1.0, sample.text, gold)
 
 
 class FakePrompts:

@@ -10,7 +10,7 @@ from orchestrator.cluster.publish import make_publisher
 from orchestrator.cluster.roles import RayLearner, RayRollouts
 from orchestrator.cluster.start import start_roles, start_rollout_worker
 from orchestrator.config import RunConfig
-from tvr.records import Prompt
+from records.samples import Prompt
 
 
 async def gaps_around_a_publish(

@@ -11,13 +11,13 @@ from learner.actor import LearnerRank
 from learner.config import LearnerConfig, LearnerJob
 from orchestrator.cluster.machine import check_folder, check_gpus, check_shared_memory
 from orchestrator.cluster.on_node import OnNode
-from orchestrator.cluster.pictures import attached
+from orchestrator.cluster.pictures import Pictures, attached
 from orchestrator.config import Device
+from records.samples import Prompt, Sample, SampleGroup, Score, ScoredGroup, StepReport
 from rollout.actor import RolloutWorker
 from rollout.config import OBJECT_STORE, RolloutConfig
 from rollout.engine import picture_cache_bytes
 from rollout.shm import shm_folder
-from tvr.records import ImagePair, Prompt, Sample, SampleGroup, Score, ScoredGroup, StepReport
 
 LEARNER_SHARE = 0.8
 """Of its GPU's memory, which a learner rank takes without being told how much."""
@@ -42,18 +42,18 @@ class RolloutActor(OnNode, RolloutWorker):
             what += " and a version of the weights"
         check_shared_memory(shm_folder(), wanted, what)
 
-    async def answer_stored(self, prompt: Prompt, pair: ImagePair) -> Sample:
-        return await self.answer(attached(prompt, pair))
+    async def answer_stored(self, prompt: Prompt, pictures: Pictures) -> Sample:
+        return await self.answer(attached(prompt, pictures))
 
     async def sample_stored(
-        self, prompt: Prompt, pair: ImagePair, seed: int
+        self, prompt: Prompt, pictures: Pictures, seed: int
     ) -> tuple[tuple[Sample, ...], tuple[Score, ...]]:
-        scored = await self.sample(attached(prompt, pair), seed)
+        scored = await self.sample(attached(prompt, pictures), seed)
         return scored.group.samples, scored.scores
 
 
 class LearnerActor(OnNode, LearnerRank):
-    """One pair comes for each group or prompt, in the same order."""
+    """The pictures of each group or prompt come beside them, in the same order."""
 
     def __init__(self, config: LearnerConfig, job: LearnerJob, rank: int, world_size: int) -> None:
         super().__init__(config, job, rank, world_size)
@@ -66,16 +66,19 @@ class LearnerActor(OnNode, LearnerRank):
         if self._device == "gpu":
             check_gpus(LEARNER_SHARE, "a learner rank")
 
-    def step_stored(self, groups: Sequence[ScoredGroup], *pairs: ImagePair) -> StepReport:
-        whole = zip(groups, pairs, strict=True)
-        return self.step(tuple(replace(scored, group=_with(scored.group, pair)) for scored, pair in whole))
+    def step_stored(self, groups: Sequence[ScoredGroup], *pictures: Pictures) -> StepReport:
+        whole = zip(groups, pictures, strict=True)
+        return self.step(tuple(replace(scored, group=_with(scored.group, own)) for scored, own in whole))
 
-    def imitate_stored(self, prompts: Sequence[Prompt], *pairs: ImagePair) -> StepReport:
-        return self.imitate(tuple(attached(prompt, pair) for prompt, pair in zip(prompts, pairs, strict=True)))
+    def imitate_stored(self, examples: Sequence[tuple[Prompt, str]], *pictures: Pictures) -> StepReport:
+        prompts, answers = zip(*examples, strict=True)
+        return self.imitate(
+            tuple(attached(prompt, own) for prompt, own in zip(prompts, pictures, strict=True)), answers
+        )
 
-    def logprobs_stored(self, groups: Sequence[SampleGroup], *pairs: ImagePair) -> list[list[np.ndarray]]:
-        return self.logprobs(tuple(_with(group, pair) for group, pair in zip(groups, pairs, strict=True)))
+    def logprobs_stored(self, groups: Sequence[SampleGroup], *pictures: Pictures) -> list[list[np.ndarray]]:
+        return self.logprobs(tuple(_with(group, own) for group, own in zip(groups, pictures, strict=True)))
 
 
-def _with(group: SampleGroup, pair: ImagePair) -> SampleGroup:
-    return replace(group, prompt=attached(group.prompt, pair))
+def _with(group: SampleGroup, pictures: Pictures) -> SampleGroup:
+    return replace(group, prompt=attached(group.prompt, pictures))

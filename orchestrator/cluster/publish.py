@@ -13,8 +13,8 @@ from typing import Any
 from orchestrator.cluster.calls import within
 from orchestrator.cluster.roles import RayLearner, RayRollouts
 from orchestrator.loop.roles import Exported, Publisher
+from records.samples import PolicyVersion
 from rollout.config import NCCL, RolloutConfig
-from tvr.records import PolicyVersion
 
 
 def make_publisher(learner: RayLearner, rollouts: RayRollouts, config: RolloutConfig) -> Publisher:

@@ -19,9 +19,9 @@ from orchestrator.cluster.calls import Pool, each, within
 from orchestrator.cluster.pictures import detached, reference, store
 from orchestrator.cluster.ready import Starting
 from orchestrator.loop.roles import Exported
+from records.manifest import Manifest, TensorInfo
+from records.samples import PolicyVersion, Prompt, Sample, SampleGroup, ScoredGroup, StepReport
 from rollout.config import RolloutConfig
-from tvr.manifest import Manifest, TensorInfo
-from tvr.records import PolicyVersion, Prompt, Sample, SampleGroup, ScoredGroup, StepReport
 
 BUCKET_BYTES = 256 << 20
 
@@ -128,10 +128,10 @@ class RayLearner:
         references = [reference(scored.group.prompt) for scored in groups]
         return (await self.call("learner step", "step_stored", ray.put(sent), *references))[0]
 
-    async def imitate(self, prompts: tuple[Prompt, ...]) -> StepReport:
-        """One supervised update on the right answers to *prompts*; makes the next version."""
+    async def imitate(self, prompts: tuple[Prompt, ...], answers: tuple[str, ...]) -> StepReport:
+        """One supervised update on the right *answers* to *prompts*; makes the next version."""
         stored = [store(prompt) for prompt in prompts]
-        sent = ray.put(tuple(map(detached, stored)))
+        sent = ray.put(tuple(zip(map(detached, stored), answers, strict=True)))
         return (await self.call("supervised step", "imitate_stored", sent, *map(reference, stored)))[0]
 
     async def checkpoint(self) -> None:

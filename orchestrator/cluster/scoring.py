@@ -4,9 +4,8 @@ import asyncio
 from typing import Any
 
 from orchestrator.cluster.calls import Pool, each
+from records.samples import Sample, Score, ScoringFailure
 from reward_service.actor import Reply, ScoringLoad
-from reward_service.config import RewardConfig
-from tvr.records import Gold, Sample, Score, ScoringFailure
 
 
 class RayScorer:
@@ -16,20 +15,20 @@ class RayScorer:
     that is, in the same step of its engine, travel in one call.
     """
 
-    def __init__(self, actors: list[Any], config: RewardConfig) -> None:
+    def __init__(self, actors: list[Any], timeout_s: float) -> None:
         self._actors = actors
-        self._config = config
+        self._timeout_s = timeout_s
         self._pool = Pool(actors)
         self._ended: list[tuple[Reply, asyncio.Future[Score]]] = []
         self._calls: set[asyncio.Task[None]] = set()
 
     def __reduce__(self) -> Any:
-        return RayScorer, (self._actors, self._config)
+        return RayScorer, (self._actors, self._timeout_s)
 
     async def start(self, timeout_s: float) -> None:
         await each(self._actors, timeout_s, "start of a reward worker", "load")
 
-    async def score(self, gold: Gold, sample: Sample) -> Score:
+    async def score(self, gold: Any, sample: Sample) -> Score:
         """Raises ScoringFailure."""
         loop = asyncio.get_running_loop()
         if not self._ended:
@@ -40,7 +39,7 @@ class RayScorer:
 
     async def load(self) -> list[ScoringLoad]:
         """By reward worker, since the last call."""
-        return await each(self._actors, self._config.timeout_s, "load of a reward worker", "load")
+        return await each(self._actors, self._timeout_s, "load of a reward worker", "load")
 
     def _send(self) -> None:
         ended, self._ended = self._ended, []
@@ -52,7 +51,7 @@ class RayScorer:
         replies = [reply for reply, _ in ended]
         what = f"scoring of {replies[0].sample_id}" + (f" and {len(ended) - 1} more" if len(ended) > 1 else "")
         try:
-            results = await self._pool.call(self._config.timeout_s, what, "score", replies)
+            results = await self._pool.call(self._timeout_s, what, "score", replies)
         except Exception as error:  # the call as a whole: each sample fails, and keeps the cause
             results = [ScoringFailure(reply.sample_id, str(error)) for reply in replies]
         for (_, scored), result in zip(ended, results, strict=True):

@@ -9,10 +9,10 @@ import math
 import os
 import secrets
 import socket
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.machinery import PathFinder
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from reward_service.actor import RewardWorker
 
 logger = logging.getLogger(__name__)
 
-PACKAGES = ("tvr", "rollout", "learner", "reward_service", "orchestrator")
+PACKAGES = ("records", "tasks", "rollout", "learner", "reward_service", "orchestrator")
 ADDRESS_TIMEOUT_S = 10.0
 MANY_CALLS = 10_000
 """At once, to an actor whose calls wait for each other inside: the window, not Ray, says how many there are."""
@@ -66,7 +66,7 @@ def _check_same_code() -> None:
     """Ray's workers look for modules in the directory that the run was started in before they look elsewhere."""
     here = str(Path.cwd())
     for package in PACKAGES:
-        there, ours = PathFinder.find_spec(package, [here]), sys.modules[package].__spec__
+        there, ours = PathFinder.find_spec(package, [here]), find_spec(package)
         if there is not None and ours is not None and there.origin not in (None, ours.origin):
             raise ConfigError(
                 f"{there.origin}: workers would import this, and the command runs {ours.origin}; start it in another "
@@ -109,7 +109,9 @@ async def start_roles(
     """
     model = str(config.model.resolve())
     scorers = [place.actor(RewardWorker, max_concurrency=MANY_CALLS) for place in await place_reward_workers(config)]
-    scorer = RayScorer([worker.remote(config.reward_service) for worker in scorers], config.reward_service)
+    rewards = config.reward_service
+    scoring = (config.task, rewards.rule, rewards.options, rewards.concurrent_samples)
+    scorer = RayScorer([worker.remote(*scoring) for worker in scorers], rewards.timeout_s)
     ranks = await place_learner(config)  # before others take a part of the node that would hold them all
     workers = [await start_rollout_worker(config, scorer, index) for index in range(config.rollout.workers)]
     rollouts = RayRollouts(workers, config.rollout)

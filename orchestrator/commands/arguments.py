@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -84,6 +84,24 @@ def to_seed(text: str | int) -> int:
     if not str(text).isdecimal() or int(text) >= 1 << 63:
         raise typer.BadParameter(f"{text!r} is not a whole number from 0 to {(1 << 63) - 1}")
     return int(text)
+
+
+TaskName = Annotated[
+    str, typer.Option("--task", metavar="TASK", help="tvr, questions or package.module:name of your own.")
+]
+TaskSettings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="A value of the task's tables, as in a run file."),
+]
+
+
+@contextmanager
+def opened() -> Iterator[None]:
+    """Within it, what a task says of its data or its rules is a ConfigError."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise ConfigError(str(error)) from error
 
 
 @contextmanager

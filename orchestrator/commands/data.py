@@ -13,14 +13,17 @@ from orchestrator.commands.arguments import (
     Command,
     Range,
     Size,
+    TaskName,
+    TaskSettings,
     example,
     mendable,
     to_count,
     to_range,
     to_size,
 )
-from orchestrator.config import ConfigError
+from orchestrator.config import ConfigError, scoring_config
 from orchestrator.display import counting, say
+from records.task import load_task
 
 DataFolder = Annotated[Path, typer.Argument(metavar="DIR", help="A data set.")]
 NewFolder = Annotated[Path, typer.Option(metavar="DIR", help="Folder to write; must not exist.")]
@@ -64,8 +67,8 @@ def make(
     workers: Annotated[int, typer.Option(metavar="W", help="Processes, not in the result; 0: one a core.")] = 0,
 ) -> None:
     """Render a data set; goes on where a killed call stopped."""
-    from tvr.data import rendered
-    from tvr.data.config import DataConfig
+    from tasks.tvr.data import rendered
+    from tasks.tvr.data.config import DataConfig
 
     wanted: dict[str, Any] = {"train": train, "test": test, "objects": objects, "changes": changes, "size": size}
     wanted |= {"spp": spp, "seed": seed, "workers": workers}
@@ -110,7 +113,7 @@ def trance(
     ] = False,
 ) -> None:
     """Convert TRANCE as downloaded (data.h5, or data.jsonl and image/)."""
-    from tvr.data.trance import TranceError, convert, describe
+    from tasks.tvr.data.trance import TranceError, convert, describe
 
     console = Console()
     with mendable("data trance", TranceError), counting(console, "reading samples") as counter:
@@ -128,16 +131,14 @@ def trance(
 
 
 @app.command(cls=Command, epilog=example("star-r1 data check data/tiny"))
-def check(folder: DataFolder) -> None:
+def check(folder: DataFolder, task: TaskName = "tvr", settings: TaskSettings = None) -> None:
     """Check every row and decode every picture; exit status 1 if something is wrong."""
-    from tvr.data import check as checking
-
-    console = Console()
-    with mendable("data check"), counting(console, "checking pairs") as counter:
-        report = checking.check(folder, counter)
-    for line in checking.describe(report):
+    config, console = scoring_config(task, folder, None, settings or []), Console()
+    with mendable("data check", ValueError), counting(console, "checking") as counter:
+        lines, is_well = load_task(task).check(config.data, counter)
+    for line in lines:
         say(console, line)
-    if report.problems:
+    if not is_well:
         sys.exit(1)
 
 
@@ -146,11 +147,12 @@ def show(
     folder: DataFolder,
     out: Annotated[Path, typer.Option(metavar="PAGE.html", help="One file, pictures included.")],
     split: Annotated[str | None, typer.Option(metavar="NAME", help="Default: all splits.")] = None,
-    max_pairs: Annotated[int, typer.Option("--max", parser=to_count, metavar="N", help="Pairs to show.")] = 60,
+    most: Annotated[int, typer.Option("--max", parser=to_count, metavar="N", help="Prompts to show.")] = 60,
+    task: TaskName = "tvr",
+    settings: TaskSettings = None,
 ) -> None:
-    """Write a page that shows pairs of every setting and view with their changes marked."""
-    from tvr.data.show import write_page
-
+    """Write a page that shows prompts with their pictures and the truth (tvr: pairs, with their changes marked)."""
+    config = scoring_config(task, folder, None, settings or [])
     with mendable("data show", ValueError):
-        shown = write_page(folder, out, split=split, max_pairs=max_pairs)
-    say(Console(), f"wrote {shown} pairs to {out}; open it in a browser")
+        shown = load_task(task).write_page(config.data, out, split, most)
+    say(Console(), f"wrote {shown} prompts to {out}; open it in a browser")

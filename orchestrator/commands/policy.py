@@ -17,7 +17,7 @@ def pretrain(
     run_file: Annotated[Path, typer.Argument(metavar="RUN.toml", help="See deploy/runs/tiny_pretrain.toml.")],
 ) -> None:
     """Teach a tiny policy to see, from rendered scenes; goes on where it stopped."""
-    from learner import pretrain as pretraining
+    from tiny_policy import pretrain as pretraining
 
     try:
         config = pretraining.load_pretrain_config(run_file)
@@ -42,7 +42,7 @@ def tiny_policy(
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
             raise ConfigError(f"tiny-policy: {folder} holds something; empty it, or give another folder")
-        from learner.tiny_policy import make_tiny_policy  # here, so that a wrong folder is said at once
+        from tiny_policy.make import make_tiny_policy  # here, so that a wrong folder is said at once
 
         count = make_tiny_policy(folder, seed)
     say(Console(), f"wrote a policy of {count:,} parameters to {folder}")

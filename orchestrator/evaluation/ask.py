@@ -24,11 +24,10 @@ from openai.types.chat import ChatCompletion
 
 from orchestrator.config import ConfigError
 from orchestrator.loop.stop import cancelled_by_sigterm
+from records.samples import Prompt
 from rollout.actor import RolloutWorker
 from rollout.config import RolloutConfig
 from rollout.engine import on_cpu
-from tvr.data.dataset import RECIPE
-from tvr.records import Prompt
 
 logger = logging.getLogger(__name__)
 
@@ -72,8 +71,8 @@ class Asked:
         return {key: value for key, value in asdict(self).items() if key != "model" or self.policy is None}
 
 
-def describe(model: str, endpoint: str | None, data: Path, split: str, max_answer_tokens: int) -> Asked:
-    """*data* is known by its recipe, or by its path where it has none. Raises ConfigError if there is no such model.
+def describe(model: str, endpoint: str | None, data: str, split: str, max_answer_tokens: int) -> Asked:
+    """*data* is the identity of the data set. Raises ConfigError if there is no such model.
 
     Reads a model folder through, which takes as long as its disk does.
     """
@@ -88,13 +87,11 @@ def describe(model: str, endpoint: str | None, data: Path, split: str, max_answe
             raise ConfigError(
                 f"--model {error.filename}: cannot be read ({error.strerror}); mend the folder"
             ) from error
-    recipe = data / RECIPE
-    known_as = f"recipe {hashlib.sha256(recipe.read_bytes()).hexdigest()[:12]}" if recipe.exists() else data.resolve()
     return Asked(
         model=model,
         endpoint=endpoint,
         policy=policy,
-        data=str(known_as),
+        data=data,
         split=split,
         max_answer_tokens=max_answer_tokens,
     )
@@ -276,9 +273,7 @@ async def endpoint_asker(url: str, model: str, max_answer_tokens: int) -> AsyncI
 
 def to_chat(prompt: Prompt) -> list[Any]:
     """The messages of *prompt* as a chat API takes them: its pictures, in order, where the placeholders stand."""
-    pictures = iter(
-        [_data_url(prompt, "initial", prompt.pictures.initial), _data_url(prompt, "final", prompt.pictures.final)]
-    )
+    pictures = iter([_data_url(prompt, number, encoded) for number, encoded in enumerate(prompt.pictures, 1)])
     chat = [
         {
             "role": message["role"],
@@ -293,12 +288,12 @@ def to_chat(prompt: Prompt) -> list[Any]:
     return chat
 
 
-def _data_url(prompt: Prompt, which: str, encoded: bytes) -> str:
+def _data_url(prompt: Prompt, number: int, encoded: bytes) -> str:
     for magic, kind in PICTURE_TYPES.items():
         if encoded.startswith(magic):
             return f"data:{kind};base64,{base64.b64encode(encoded).decode()}"
     raise ConfigError(
-        f"prompt {prompt.id}: its {which} picture begins with {encoded[:8]!r} and is neither PNG nor JPEG; convert it"
+        f"prompt {prompt.id}: its picture {number} begins with {encoded[:8]!r} and is neither PNG nor JPEG; convert it"
     )
 
 

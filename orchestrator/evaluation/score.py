@@ -11,20 +11,17 @@ import traceback
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
 from orchestrator.config import ConfigError
 from orchestrator.display import metrics_table
-from reward_service.config import RewardConfig
-from reward_service.rules import Rule, compute_parts, load_rule, parse_once
-from tvr.data.dataset import GoldSet, Progress, load_golds
-from tvr.language.metrics import Judgement, MetricsReport, judge, summarise
+from records.task import Golds, Judgement, Progress, Task
+from reward_service.rules import Rule, compute_parts
 
 PROGRESS_EVERY = 10_000
 
@@ -43,7 +40,7 @@ class Reply(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Verdict:
-    """What the metrics and what the rule say of a reply; *parts* sum to *reward*.
+    """What the task and what the rule say of a reply; *parts* sum to *reward*.
 
     Replies of which they say the same share one: a million replies have some thousand verdicts.
     """
@@ -53,13 +50,7 @@ class Verdict:
     parts: dict[str, float]
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "acc": self.judgement.acc,
-            "diff": self.judgement.diff,
-            "ndiff": self.judgement.ndiff,
-            "reward": self.reward,
-            "parts": self.parts,
-        }
+        return {**self.judgement.to_json(), "reward": self.reward, "parts": self.parts}
 
 
 class ScoredReply(NamedTuple):
@@ -71,64 +62,42 @@ class ScoredReply(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScoreReport:
-    """All replies of a split. *samples* are in the data's order, whatever that of the replies.
+    """All replies of a split. *found* is the task's report, *samples* are in the data's order, whatever that of the
+    replies.
 
     *reward* has the mean over the samples of the reward, as `total`, and of each of its parts, which sum to it; a part
     that the rule leaves out of a sample is 0 there.
     """
 
-    metrics: MetricsReport
+    found: dict[str, Any]
     reward: dict[str, float]
     samples: tuple[ScoredReply, ...]
 
 
-def reward_config(rule: str) -> RewardConfig:
-    """The settings of the rule named by `--rule`. Raises ConfigError."""
-    try:
-        return RewardConfig(rule=rule)
-    except ValidationError as error:
-        raise ConfigError(f"--rule: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
-
-
 def score_replies(
-    data: Path, replies: Path, reward: RewardConfig, *, split: str = "test", progress: Progress | None = None
+    task: Task, golds: Golds, replies: Path, rule: Rule, *, where: str, progress: Progress | None = None
 ) -> ScoreReport:
-    """Score the file *replies*, `{"id", "reply"}` a line and perhaps `"num_tokens"`, against a *split* of *data*.
+    """Score the file *replies*, `{"id", "reply"}` a line and perhaps `"num_tokens"`, against the *golds* of *task*.
 
-    *progress* is told now and then how many are scored. Raises ConfigError, also when a user's rule fails: there is no
-    report without a reward for every reply.
+    *where* is what messages call these. *progress* is told now and then how many are scored. Raises ConfigError, also
+    when a user's rule fails: there is no report without a reward for every reply.
     """
-    try:
-        rule, golds = load_rule(reward), load_golds(data, split)
-    except (ValueError, FileNotFoundError) as error:
-        raise ConfigError(str(error)) from error
-    where = f"{data}, split {split!r}"
     with _no_search_for_cycles():
         read = _read_replies(replies, _places(golds, where))
         mean_tokens = _mean_tokens(read)
         try:
-            samples = tuple(_score_all(golds, read, rule, progress))
+            samples = tuple(_score_all(task, golds, read, rule, progress))
         except RuleError as error:
             raise ConfigError(f"{replies}, {error}") from error
         except ValueError as error:
             raise ConfigError(f"{where}: {error}; make the data set again") from error
-    metrics = summarise([sample.verdict.judgement for sample in samples])
-    return ScoreReport(metrics=replace(metrics, mean_tokens=mean_tokens), reward=_mean_reward(samples), samples=samples)
+    found = task.report([sample.verdict.judgement for sample in samples], mean_tokens)
+    return ScoreReport(found=found, reward=_mean_reward(samples), samples=samples)
 
 
 def write_json(report: ScoreReport, path: Path) -> None:
     """Write *report* as one JSON object, a sample a line; whole or not at all. Raises ConfigError."""
-    metrics = report.metrics
-    summary = {
-        "num_samples": metrics.num_samples,
-        "metrics": metrics.metrics,
-        "by_view": metrics.by_view,
-        "by_objects": metrics.by_objects,
-        "by_changes": metrics.by_changes,
-        "well_formed": metrics.well_formed,
-        "mean_tokens": metrics.mean_tokens,
-        "reward": report.reward,
-    }
+    summary = {**report.found, "reward": report.reward}
     encode = json.JSONEncoder(allow_nan=False).encode
     try:
         with _written_whole(path) as file:
@@ -143,9 +112,9 @@ def write_json(report: ScoreReport, path: Path) -> None:
         raise ConfigError(f"--json {path}: cannot be written ({error.strerror}); give another path") from error
 
 
-def print_report(report: ScoreReport, console: Console) -> None:
-    """The 11 metrics and their breakdowns, and the mean of each part of the reward."""
-    metrics = metrics_table({"value": report.metrics})
+def print_report(task: Task, report: ScoreReport, console: Console) -> None:
+    """The metrics of *task* and their breakdowns, and the mean of each part of the reward."""
+    metrics = metrics_table(task, {"value": report.found})
     metrics.title = "Metrics of the replies"
     console.print(metrics)
     reward = Table("part", title="Mean reward")
@@ -155,7 +124,7 @@ def print_report(report: ScoreReport, console: Console) -> None:
     console.print(reward)
 
 
-def _places(golds: GoldSet, where: str) -> dict[str, int]:
+def _places(golds: Golds, where: str) -> dict[str, int]:
     """The place of each id in the data. Raises ConfigError when an id has two."""
     places: dict[str, int] = {}
     for place, sample_id in enumerate(golds.ids()):
@@ -233,7 +202,9 @@ def _shorten(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:60]}..."
 
 
-def _score_all(golds: GoldSet, replies: list[Reply], rule: Rule, progress: Progress | None) -> Iterator[ScoredReply]:
+def _score_all(
+    task: Task, golds: Golds, replies: list[Reply], rule: Rule, progress: Progress | None
+) -> Iterator[ScoredReply]:
     """Score *replies*, which are in the order of *golds* and are taken out of the list, so that their memory is reused.
 
     Raises RuleError, and ValueError when a row of the data makes no sense.
@@ -241,10 +212,10 @@ def _score_all(golds: GoldSet, replies: list[Reply], rule: Rule, progress: Progr
     total = len(replies)
     replies.reverse()  # to be taken from the end
     verdicts: dict[Hashable, Verdict] = {}
-    for done, (sample_id, view, gold) in enumerate(golds, 1):
+    for done, (sample_id, gold) in enumerate(golds, 1):
         reply = replies.pop()
         try:
-            judgement = judge(parse_once(reply.text), gold, view=view, num_tokens=None)
+            judgement = task.judge(reply.text, gold)
         except ValueError as error:
             raise ValueError(f"sample {sample_id}: {error}") from error
         try:

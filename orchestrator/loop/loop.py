@@ -16,8 +16,8 @@ from typing import Any
 from orchestrator.loop.roles import Learner, Publisher, Rollouts
 from orchestrator.loop.stop import to_its_end
 from orchestrator.loop.window import Ticket, Window
-from tvr.data.dataset import PromptOrder
-from tvr.records import PolicyVersion, ScoredGroup, StepReport
+from records.order import PromptOrder
+from records.samples import PolicyVersion, ScoredGroup, StepReport
 
 logger = logging.getLogger(__name__)
 

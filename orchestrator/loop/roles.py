@@ -4,8 +4,8 @@ from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from tvr.manifest import Manifest
-from tvr.records import PolicyVersion, Prompt, Sample, ScoredGroup, StepReport
+from records.manifest import Manifest
+from records.samples import PolicyVersion, Prompt, Sample, ScoredGroup, StepReport
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,7 +11,7 @@ One event loop calls everything here: samplers `admit` and `deliver`, the learni
 import asyncio
 from typing import NewType
 
-from tvr.records import ScoredGroup
+from records.samples import ScoredGroup
 
 Ticket = NewType("Ticket", int)
 """The number of an admission, from 0; groups are taken in this order."""

@@ -10,6 +10,7 @@ import plotext
 from rich.text import Text
 
 WIDTH = 80
+SHARE_COLORS = ("blue", "green", "magenta", "cyan")
 HEIGHT = 15  # 11 rows between the axes: one for each tenth of a share
 
 Row = Mapping[str, float]
@@ -28,15 +29,23 @@ def loss_curve(rows: Sequence[Row], width: int = WIDTH) -> Text:
     return _line(rows, "loss", "Loss", width)
 
 
-def shares_curve(rows: Sequence[Row], held_out: Points, width: int = WIDTH) -> Text:
-    """Shares of the sampled answers that are careful and exactly right, by step, and *held_out* TAcc by version."""
-    (careful, steps), (exact, _) = (_averaged(rows, key, most=width // 2) for key in ("careful", "exact"))
-    _begin("share", [*careful, *exact, *held_out], width)
-    for points, marker, color in ((careful, "c", "blue"), (exact, "e", "green"), (held_out, "T", "red")):
+def shares_curve(
+    rows: Sequence[Row], shares: Sequence[str], held_out: Points, headline: str | None, width: int = WIDTH
+) -> Text:
+    """*shares* of sampled answers, columns of *rows*, by step, and *held_out*, the metric *headline*, by version."""
+    drawn: list[tuple[str, str, str, Points]] = []
+    steps = 1
+    for key, color in zip(reversed(shares), SHARE_COLORS, strict=False):
+        points, steps = _averaged(rows, key, most=width // 2)
+        drawn.append((key, key[0].lower(), color, points))
+    drawn.append((f"held-out {headline}", str(headline)[0].upper(), "red", held_out))
+    _begin("share", [point for *_, points in drawn for point in points], width)
+    for _, marker, color, points in drawn:
         if points:
             plotext.scatter(*zip(*points, strict=True), marker=marker, color=color)
     plotext.ylim(0, 1)
-    return _built("Shares: c careful, e exact" + (", T held-out TAcc" if held_out else ""), steps)
+    names = [f"{marker} {name}" for name, marker, _, points in drawn if points]
+    return _built(f"Shares: {', '.join(names)}", steps)
 
 
 def _line(rows: Sequence[Row], key: str, title: str, width: int) -> Text:
@@ -46,7 +55,7 @@ def _line(rows: Sequence[Row], key: str, title: str, width: int) -> Text:
     return _built(title, steps)
 
 
-def _averaged(rows: Sequence[Row], key: str, most: int) -> tuple[list[tuple[float, float]], int]:
+def _averaged(rows: Sequence[Row], key: str, most: int) -> tuple[Points, int]:
     """At most *most* points, each the mean of so many steps (the last perhaps of fewer), and how many steps these are.
 
     Rows from before there was a *key*, in a run that goes on since then, are passed over.

@@ -6,18 +6,16 @@ and on which data), `metrics.jsonl` (a row a step), `evaluation.json` (before, a
 end `model/`, a plain Hugging Face folder. `.lock` is locked by the driver of the run, so that there is one at a time.
 """
 
-import dataclasses
-import hashlib
 import json
 import shutil
 import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import tomli_w
+from pydantic import BaseModel
 
 from learner.actor import CHECKPOINTS
 from learner.checkpoint import Checkpoint, Torn, find_newest
@@ -25,9 +23,8 @@ from orchestrator.config import ConfigError, RunConfig
 from orchestrator.run.evaluate import Evaluation
 from orchestrator.run.folders import lock, write_whole
 from orchestrator.run.metrics import read_rows, write_rows
-from tvr.data.dataset import RECIPE, SPLITS
-from tvr.language.metrics import MetricsReport
-from tvr.records import PolicyVersion
+from records.samples import PolicyVersion
+from records.task import DataSet, load_task
 
 MAY_CHANGE = (
     "device",
@@ -36,8 +33,6 @@ MAY_CHANGE = (
     "evaluation.every_steps",
     "evaluation.concurrent_prompts",
     "checkpoint",
-    "data.path",  # the data are known by what they hold
-    "data.workers",
     "rollout.workers",
     "rollout.concurrent_prompts",
     "rollout.weight_transport",
@@ -58,10 +53,11 @@ MAY_CHANGE = (
     "learner.timeout_s",
 )
 """Settings, or tables of them, with which a run may go on and is the same run: how long it is, where and how fast it
-runs, what is kept. All others made its policy, and stay."""
+runs, what is kept; and those of `data` that its task lists. All others made its policy, and stay."""
 
 
 Kind = Literal["train", "sft"]
+Table = TypeVar("Table", bound=BaseModel)
 LOCK_WAIT_S = 20.0
 """For a run that was killed a moment ago, whose processes are about to end."""
 
@@ -108,15 +104,15 @@ class RunDirectory:
                 f"what the run made; name another folder, or move this one away{reasons}"
             )
 
-    def check_data(self, data: Path) -> None:
-        """Raise ConfigError unless the run learned from the data in this folder so far, whatever it is called."""
-        if self._began and (known := self._began["data"]) != identify(data):
+    def check_data(self, data: DataSet) -> None:
+        """Raise ConfigError unless the run learned from these data so far, wherever they lie."""
+        if self._began and (known := self._began["data"]) != data.identity:
             raise ConfigError(
-                f"--resume {self.path}: the run learned from data known as {known}, and {data} holds those known as "
-                f"{identify(data)}; give the data it began with, or name another folder"
+                f"--resume {self.path}: the run learned from data known as {known}, and these are known as "
+                f"{data.identity}; give the data it began with, or name another folder"
             )
 
-    def begin(self, config: RunConfig, kind: Kind, data: Path) -> None:
+    def begin(self, config: RunConfig, kind: Kind, data: DataSet) -> None:
         """Write the resolved config, and of which *kind* and on which *data* the run is.
 
         The rows of steps that will be done again are forgotten.
@@ -124,7 +120,7 @@ class RunDirectory:
         now, path = _dump(config), self.path / "config.toml"
         if path.exists() and path.read_text() != now:
             shutil.copy(path, self.path / f"config-{self.version:06d}.toml")
-        write_whole(self.path / "run.json", json.dumps({"kind": kind, "data": identify(data)}, indent=2) + "\n")
+        write_whole(self.path / "run.json", json.dumps({"kind": kind, "data": data.identity}, indent=2) + "\n")
         write_whole(path, now)
         if self.metrics.exists():
             write_rows(self.metrics, [row for row in read_rows(self.metrics) if row["step"] <= self.version])
@@ -144,25 +140,12 @@ class RunDirectory:
         path = self.path / "evaluation.json"
         return json.loads(path.read_text()) if path.exists() else {}
 
-    def reports(self, *names: str) -> dict[str, MetricsReport]:
-        """Those of *names* that `evaluation.json` holds."""
-        found = self.evaluations()
-        fields = [field.name for field in dataclasses.fields(MetricsReport)]
-        return {name: MetricsReport(**{key: found[name][key] for key in fields}) for name in names if name in found}
-
     def add_evaluation(self, name: str, found: Evaluation) -> None:
         """Write it beside those that are there, with the versions that answered; its replies first, to a file."""
         path = self._replies(name)
         path.parent.mkdir(exist_ok=True)
         write_rows(path, ({"id": it.id, "reply": it.text, "num_tokens": it.num_tokens} for it in found.replies))
-        content = self.evaluations() | {
-            name: {
-                "versions": [found.oldest, found.newest],
-                **asdict(found.report),
-                "careful": found.careful,
-                "triplets": found.triplets,
-            }
-        }
+        content = self.evaluations() | {name: {"versions": [found.oldest, found.newest], **found.report}}
         write_whole(self.path / "evaluation.json", json.dumps(content, indent=2) + "\n")
 
     def replies(self, name: str) -> dict[str, str]:
@@ -223,18 +206,6 @@ def open_run_directory(config: RunConfig, out: Path, kind: Kind, resume: bool) -
     return directory
 
 
-def identify(data: Path) -> str:
-    """How the data in a folder are known, wherever it lies: by the recipe, or by what `datasets` says of each split.
-
-    The same recipe renders the same bytes.
-    """
-    recipe = data / RECIPE
-    if recipe.exists():
-        return f"recipe {hashlib.sha256(recipe.read_bytes()).hexdigest()[:12]}"
-    prints = [json.loads((data / split / "state.json").read_text())["_fingerprint"] for split in SPLITS]
-    return f"fingerprints {', '.join(prints)}"
-
-
 def _check_same_run(config: RunConfig, out: Path, kind: Kind) -> list[str]:
     """What is changed and may, a line each. Raises ConfigError for what would make another run of it."""
     try:
@@ -247,8 +218,9 @@ def _check_same_run(config: RunConfig, out: Path, kind: Kind) -> list[str]:
     if began != kind:
         raise ConfigError(f"--resume {out}: holds a run of `star-r1 {began}`, and this is `star-r1 {kind}`; use that")
     changed = []
+    may_change = (*MAY_CHANGE, *(f"data.{key}" for key in load_task(config.task).may_change))
     for key, old, new in _changes("", before, tomllib.loads(_dump(config))):
-        if not any(key == may or key.startswith(f"{may}.") for may in MAY_CHANGE):
+        if not any(key == may or key.startswith(f"{may}.") for may in may_change):
             raise ConfigError(
                 f"--resume {out}: {key} was {old!r} and is {new!r}; go on as the run began, or begin another run from "
                 f"its policy: --set model={out}/model --out NEW"
@@ -259,9 +231,18 @@ def _check_same_run(config: RunConfig, out: Path, kind: Kind) -> list[str]:
 
 def _dump(config: RunConfig) -> str:
     """As a run file, with absolute paths: it holds wherever it is read from."""
-    data = config.data.model_copy(update={"path": config.data.path.resolve()})
-    config = config.model_copy(update={"model": config.model.resolve(), "data": data})
-    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
+    return tomli_w.dumps(_whole(config).model_dump(mode="json", exclude_none=True))
+
+
+def _whole(table: Table) -> Table:
+    """*table* with all paths in it absolute."""
+    found: dict[str, Any] = {}
+    for name, value in table:
+        if isinstance(value, Path):
+            found[name] = value.resolve()
+        elif isinstance(value, BaseModel):
+            found[name] = _whole(value)
+    return table.model_copy(update=found)
 
 
 def _changes(key: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:

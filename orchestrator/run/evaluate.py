@@ -1,48 +1,52 @@
-"""Greedy evaluation on held-out pairs, on the rollout workers: before and after a run, and beside it."""
+"""Greedy evaluation on held-out prompts, on the rollout and reward workers: before and after a run, and beside it."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from orchestrator.loop.roles import Rollouts
-from tvr.language.answer import parse
-from tvr.language.behaviour import count_triplets, is_careful
-from tvr.language.metrics import Judgement, MetricsReport, judge, summarise
-from tvr.records import PolicyVersion, Prompt
+from records.samples import PolicyVersion, Prompt, Sample, Score
+from records.task import Task
 
 PROMPTS_A_WORKER = 64
 
 
+class Scorer(Protocol):
+    """The reward workers."""
+
+    async def score(self, gold: Any, sample: Sample) -> Score:
+        """Raises ScoringFailure."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HeldOutReply:
-    """The reply to prompt *id*, *num_tokens* long, and what is found in it (`tvr/language/behaviour.py`)."""
+    """The reply to prompt *id*, *num_tokens* long, and its score."""
 
     id: str
     text: str
     num_tokens: int
-    judgement: Judgement
-    careful: bool
-    num_triplets: int
+    score: Score
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
-    """The 11 metrics, and the *oldest* and *newest* version that any token of the answers was sampled under.
+    """The task's report on the *replies*, which are in the order of the prompts, with their mean `reward` by part.
 
-    Over the *replies*, which are in the order of the prompts: *careful* is the share that is well-formed and goes
-    through the objects one by one, *triplets* the mean number of predicted triplets.
+    *oldest* and *newest* are the versions that any token of the answers was sampled under.
     """
 
-    report: MetricsReport
-    careful: float
-    triplets: float
+    report: Mapping[str, Any]
     replies: tuple[HeldOutReply, ...]
     oldest: PolicyVersion
     newest: PolicyVersion
 
 
 async def evaluate(
+    task: Task,
     rollouts: Rollouts,
+    scorer: Scorer,
     prompts: Sequence[Prompt],
     progress: Callable[[int], None],
     concurrent_prompts: int,
@@ -56,32 +60,28 @@ async def evaluate(
         nonlocal done
         async with slots:
             sample = await rollouts.answer(prompt)
+        score = await scorer.score(prompt.gold, sample)
         done += 1
         progress(done)
         versions.update(span.version for span in sample.trace.versions)
-        return read_reply(prompt, sample.text, len(sample.trace.token_ids))
+        return HeldOutReply(id=prompt.id, text=sample.text, num_tokens=len(sample.trace.token_ids), score=score)
 
     async with asyncio.TaskGroup() as tasks:
         answers = [tasks.create_task(answer_one(prompt)) for prompt in prompts]
     replies = tuple(answer.result() for answer in answers)
     return Evaluation(
-        report=summarise([reply.judgement for reply in replies]),
-        careful=sum(reply.careful for reply in replies) / len(replies),
-        triplets=sum(reply.num_triplets for reply in replies) / len(replies),
+        report=report_on(task, replies),
         replies=replies,
         oldest=min(versions),
         newest=max(versions),
     )
 
 
-def read_reply(prompt: Prompt, text: str, num_tokens: int) -> HeldOutReply:
-    """Judge the reply *text* to *prompt*."""
-    answer = parse(text)
-    return HeldOutReply(
-        id=prompt.id,
-        text=text,
-        num_tokens=num_tokens,
-        judgement=judge(answer, prompt.gold, view=prompt.pair.view, num_tokens=num_tokens),
-        careful=is_careful(answer, prompt.gold.scene),
-        num_triplets=count_triplets(answer),
-    )
+def report_on(task: Task, replies: Sequence[HeldOutReply]) -> dict[str, Any]:
+    """The task's report and the mean `reward` by part; a part that a reply has not is 0 there."""
+    mean_tokens = sum(reply.num_tokens for reply in replies) / len(replies)
+    scores = [reply.score for reply in replies]
+    parts = sorted({part for score in scores for part in score.parts})
+    reward = {"total": sum(score.total for score in scores) / len(scores)}
+    reward |= {part: sum(score.parts.get(part, 0.0) for score in scores) / len(scores) for part in parts}
+    return task.report([score.judgement for score in scores], mean_tokens) | {"reward": reward}

@@ -14,11 +14,8 @@ from typing import Any, TextIO
 import numpy as np
 
 from orchestrator.loop.loop import StepTimes, staleness
+from records.samples import PolicyVersion, ScoredGroup, StepReport
 from reward_service.actor import ScoringLoad
-from tvr.language.answer import Answer, Malformed
-from tvr.language.behaviour import count_triplets, is_careful
-from tvr.language.metrics import judge
-from tvr.records import PolicyVersion, Prompt, ScoredGroup, StepReport
 
 TERM = "reward/"
 """What the column of a term begins with."""
@@ -42,7 +39,7 @@ def step_row(
     """
     scores = [score for group in groups for score in group.scores]
     samples = [sample for group in groups for sample in group.group.samples]
-    answered = [(score.answer, group.group.prompt) for group in groups for score in group.scores]
+    found = [score.judgement.columns for score in scores]
     before = PolicyVersion(report.version - 1)
     ages = [staleness(group, before) for group in groups]
     answer_tokens = sum(len(sample.trace.token_ids) for sample in samples)
@@ -52,10 +49,7 @@ def step_row(
         "reward": _mean(score.total for score in scores),  # over samples, as the parts are
         **{f"{TERM}{term}": _mean(score.parts.get(term, 0.0) for score in scores) for term in sorted(terms)},
         "reward_std": _mean(float(group.rewards.std()) for group in groups),  # within a group, over groups
-        "well_formed": _mean(isinstance(score.answer, Answer) for score in scores),  # over samples
-        "careful": _mean(is_careful(answer, prompt.gold.scene) for answer, prompt in answered),  # over samples
-        "exact": _mean(_is_exact(answer, prompt) for answer, prompt in answered),  # over samples
-        "triplets": _mean(count_triplets(answer) for answer, _ in answered),  # predicted, over samples
+        **{name: _mean(columns[name] for columns in found) for name in found[0]},  # the task's, over samples
         "with_signal": _mean(group.has_signal for group in groups),  # over groups
         "cut_off": _mean(sample.trace.finish == "length" for sample in samples),  # over samples
         "staleness": _mean(ages),  # over groups, by their oldest token
@@ -141,11 +135,6 @@ def read_rows(path: Path) -> list[dict[str, float]]:
     """The rows that a MetricsFile wrote, one a step; a last line that a power cut has left without its end is none."""
     *lines, _ = path.read_text().split("\n")
     return [json.loads(line) for line in lines]
-
-
-def _is_exact(answer: Answer | Malformed, prompt: Prompt) -> bool:
-    """Whether the triplets, applied, reach exactly the true final state."""
-    return judge(answer, prompt.gold, view=prompt.pair.view, num_tokens=None).acc
 
 
 def _mean(values: Iterable[float]) -> float:

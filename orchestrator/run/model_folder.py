@@ -5,7 +5,7 @@ from pathlib import Path
 
 from transformers import AutoConfig
 
-from learner.encode import PairEncoder
+from learner.encode import PictureEncoder
 from orchestrator.config import ConfigError
 
 PROCESSOR_FILES = (("tokenizer.json",), ("processor_config.json", "preprocessor_config.json"))
@@ -14,7 +14,7 @@ WEIGHTS = ("*.safetensors", "*.bin")
 REMEDY = "give a folder that holds a vision-language model and its own processor"
 
 
-def open_model_folder(model: Path) -> PairEncoder:
+def open_model_folder(model: Path) -> PictureEncoder:
     """The processor in the folder *model*. Raises ConfigError for what is missing or does not fit."""
     where = f"model = {str(model)!r}"
     for names in PROCESSOR_FILES:
@@ -22,7 +22,7 @@ def open_model_folder(model: Path) -> PairEncoder:
             raise ConfigError(f"{where}: has no {' or '.join(names)}; {REMEDY}")
     _check_weights(model, where)
     try:
-        encoder, config = PairEncoder(model), AutoConfig.from_pretrained(model)
+        encoder, config = PictureEncoder(model), AutoConfig.from_pretrained(model)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{where}: cannot be used ({str(error).splitlines()[0]}); {REMEDY}") from error
     images = encoder.processor.image_processor

@@ -3,14 +3,14 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
-from learner.encode import PairEncoder
+from learner.encode import PictureEncoder
 from orchestrator.cluster.publish import make_publisher
 from orchestrator.cluster.roles import RayLearner, RayMetrics, RayRollouts
 from orchestrator.cluster.scoring import RayScorer
@@ -22,14 +22,14 @@ from orchestrator.loop.stop import cancelled_by_sigterm
 from orchestrator.run.checkpoint_room import check_checkpoint_room
 from orchestrator.run.directory import Kind, RunDirectory, claimed_run_directory
 from orchestrator.run.environment import check_device
-from orchestrator.run.evaluate import PROMPTS_A_WORKER, evaluate
+from orchestrator.run.evaluate import PROMPTS_A_WORKER, Evaluation, evaluate
 from orchestrator.run.metrics import MetricsFile
 from orchestrator.run.model_folder import open_model_folder
-from orchestrator.run.prompt_room import check_room, largest_prompt
+from orchestrator.run.prompt_room import check_room
+from records.order import PromptOrder
+from records.samples import PolicyVersion, Prompt
+from records.task import SPLITS, DataSet, Task, load_task
 from reward_service.rules import load_rule
-from tvr.data.dataset import PromptOrder, PromptSet, load
-from tvr.data.rendered import ensure
-from tvr.records import PolicyVersion, Prompt
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +41,7 @@ class Session:
     """A run whose workers are ready: the policy is that of `directory.version`, and *prompts* stand behind it."""
 
     config: RunConfig
+    task: Task
     console: Console
     directory: RunDirectory
     rollouts: RayRollouts
@@ -55,9 +56,7 @@ class Session:
         if not self.held_out:
             return
         with counting(self.console, f"evaluation {when}") as counter:
-            found = await evaluate(
-                self.rollouts, self.held_out, lambda done: counter(done, len(self.held_out)), self._all_at_once
-            )
+            found = await self._ask(lambda done: counter(done, len(self.held_out)), self._all_at_once)
         self.directory.add_evaluation(when, found)
 
     async def evaluate_beside(self) -> None:
@@ -74,10 +73,15 @@ class Session:
         if not self.held_out:
             return
         at_once = concurrent_prompts or self._all_at_once
-        found = await evaluate(self.rollouts, self.held_out, lambda done: None, at_once)
+        found = await self._ask(lambda done: None, at_once)
         asked = f"version {found.oldest}" + (f" to {found.newest}" if found.newest > found.oldest else "")
         self.directory.add_evaluation(asked, found)
-        self.console.print(f"evaluation of {asked}: TAcc {found.report.metrics['TAcc']:.3f}", highlight=False)
+        name, metrics = self.task.headline, found.report["metrics"]
+        said = f"{name} {metrics[name]:.3f}" if name else f"reward {found.report['reward']['total']:+.3f}"
+        self.console.print(f"evaluation of {asked}: {said}", highlight=False)
+
+    async def _ask(self, progress: Callable[[int], None], at_once: int) -> Evaluation:
+        return await evaluate(self.task, self.rollouts, self.scorer, self.held_out, progress, at_once)
 
     async def keep(self, version: PolicyVersion) -> None:
         """What a run that is stopped at *version* has learned since it started: a checkpoint, to go on from."""
@@ -98,7 +102,7 @@ class Session:
 
 @asynccontextmanager
 async def started(config: RunConfig, out: Path, kind: Kind, console: Console, resume: bool) -> AsyncIterator[Session]:
-    """Render if needed, start the workers, and evaluate the policy that the run begins with.
+    """Make the data set if needed, start the workers, and evaluate the policy that the run begins with.
 
     What a user can mend is said before the workers start, as ConfigError.
     """
@@ -107,8 +111,9 @@ async def started(config: RunConfig, out: Path, kind: Kind, console: Console, re
             say(console, line)
         check_device(config.device)
         encoder = open_model_folder(config.model)
-        _check_rule(config)
-        data, training, held_out = _prompts(config, console)
+        task = load_task(config.task)
+        _check_rule(config, task)
+        data, training, held_out = _prompts(config, task, console)
         directory.check_data(data)
         _check_longest(config, encoder, data)
         with connected(config), cancelled_by_sigterm():  # Ray has a handler of its own, which would abort
@@ -121,6 +126,7 @@ async def started(config: RunConfig, out: Path, kind: Kind, console: Console, re
                 directory.begin(config, kind, data)
                 session = Session(
                     config=config,
+                    task=task,
                     console=console,
                     directory=directory,
                     rollouts=rollouts,
@@ -152,7 +158,7 @@ async def _say_checkpoints(config: RunConfig, directory: RunDirectory, learner: 
         say(console, check_checkpoint_room(config, directory.path, await learner.snapshot_bytes()))
 
 
-def _prompts_left(config: RunConfig, training: PromptSet, version: PolicyVersion) -> PromptOrder:
+def _prompts_left(config: RunConfig, training: Sequence[Prompt], version: PolicyVersion) -> PromptOrder:
     """Those behind the steps that are done."""
     prompts = PromptOrder(training, config.seed)
     prompts.seek(version * config.loop.groups_per_step)
@@ -167,25 +173,32 @@ async def _stop_after_failure(rollouts: RayRollouts) -> None:
         logger.warning("a rollout worker did not stop (%r); the next one to start removes its shared memory", error)
 
 
-def _check_rule(config: RunConfig) -> None:
+def _check_rule(config: RunConfig, task: Task) -> None:
     try:
-        load_rule(config.reward_service)
+        load_rule(task, config.reward_service.rule, config.reward_service.options)
     except ValueError as error:
         raise ConfigError(f"reward_service.rule: {error}") from error
 
 
-def _check_longest(config: RunConfig, encoder: PairEncoder, data: Path) -> None:
-    for split in ("train", "test"):
-        prompt = largest_prompt(data, split)
-        check_room(config.rollout, prompt, len(encoder.tokenise(prompt)))
+def _check_longest(config: RunConfig, encoder: PictureEncoder, data: DataSet) -> None:
+    """Raises ConfigError for a prompt that has no room, or cannot be asked."""
+    for split in SPLITS:
+        for prompt in data.longest(split):
+            try:
+                num_tokens = len(encoder.tokenise(prompt))
+            except ValueError as error:
+                raise ConfigError(f"data: {error}") from error
+            check_room(config.rollout, prompt, num_tokens)
 
 
-def _prompts(config: RunConfig, console: Console) -> tuple[Path, PromptSet, list[Prompt]]:
-    """The data set, rendered if it is missing, its training prompts and those that are held out."""
+def _prompts(config: RunConfig, task: Task, console: Console) -> tuple[DataSet, Sequence[Prompt], Sequence[Prompt]]:
+    """The data set, made if it is missing, its training prompts and those that are held out."""
+    train, test = SPLITS
     try:
-        with counting(console, "rendering pairs") as counter:
-            data = ensure(config.data, counter)
-        return data, load(data, "train"), load(data, "test")[: config.evaluation.max_samples]
+        with counting(console, "making the data set") as counter:
+            task.make(config.data, counter)
+        data = task.open(config.data)
+        return data, data.prompts(train), data.prompts(test)[: config.evaluation.max_samples]
     except (ValueError, OSError) as error:
         raise ConfigError(f"data: {error}") from error
 
@@ -199,6 +212,7 @@ class Recorder:
         self._steps = session.config.loop.steps
         self._done = session.directory.version
         self._console = session.console
+        self._shares = session.task.shares
         self._counting = counting(session.console, "training")
 
     def __enter__(self) -> "Recorder":
@@ -225,4 +239,4 @@ class Recorder:
             self._counter(int(row["step"]), self._steps, live_note(row))
         else:
             left_s = row["elapsed_s"] / (row["step"] - self._done) * (self._steps - row["step"])
-            self._console.print(step_line(row, self._steps, left_s), highlight=False, soft_wrap=True)
+            self._console.print(step_line(row, self._steps, left_s, self._shares), highlight=False, soft_wrap=True)

@@ -1,18 +1,19 @@
 """The two kinds of training, each from a config to a run directory: GRPO, and the supervised baseline."""
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
-from orchestrator.config import RunConfig
+from orchestrator.config import ConfigError, RunConfig
 from orchestrator.loop.loop import Run, StepTimes, train
 from orchestrator.loop.stop import to_its_end
 from orchestrator.loop.window import Window
 from orchestrator.run.end import show_imitation, show_training
 from orchestrator.run.metrics import imitation_row, step_row, terms_in, terms_of
-from orchestrator.run.session import Recorder, started
-from tvr.records import ScoredGroup, StepReport
+from orchestrator.run.session import Recorder, Session, started
+from records.samples import Prompt, ScoredGroup, StepReport
 
 
 async def run_training(config: RunConfig, out: Path, console: Console, resume: bool) -> None:
@@ -57,11 +58,11 @@ async def run_training(config: RunConfig, out: Path, console: Console, resume: b
                 await session.keep(run.unseen[-1].report.version if run.unseen else run.served)
                 raise
         await session.finish(run.served)
-        show_training(console, session.directory, session.held_out)
+        show_training(console, session.task, session.directory, session.held_out)
 
 
 async def run_sft(config: RunConfig, out: Path, console: Console, resume: bool) -> None:
-    """STAR-SFT: the same data, batches, learner and metrics, with the right answers to learn from."""
+    """Supervised: the same data, batches, learner and metrics, with the right answers to learn from."""
     # A likelihood has no temperature, and the evaluation is greedy.
     config = config.model_copy(update={"rollout": config.rollout.model_copy(update={"temperature": 1.0})})
     async with started(config, out, "sft", console, resume) as session:
@@ -70,7 +71,8 @@ async def run_sft(config: RunConfig, out: Path, console: Console, resume: bool) 
         with Recorder(session) as recorder:
             while version < config.loop.steps:
                 prompts = tuple(session.prompts.next() for _ in range(size))
-                report, stopped = await to_its_end(learner.imitate(prompts))
+                answers = _right_answers(session, prompts)
+                report, stopped = await to_its_end(learner.imitate(prompts, answers))
                 version = report.version
                 recorder.record(imitation_row(report, size, *recorder.times()))
                 if stopped:
@@ -85,4 +87,11 @@ async def run_sft(config: RunConfig, out: Path, console: Console, resume: bool) 
         if version > session.directory.version:
             await (await session.publisher.send(version))
         await session.finish(version)
-        show_imitation(console, session.directory, session.held_out)
+        show_imitation(console, session.task, session.directory, session.held_out)
+
+
+def _right_answers(session: Session, prompts: Sequence[Prompt]) -> tuple[str, ...]:
+    try:
+        return tuple(session.task.right_answer(prompt.gold, session.config.learner.imitation) for prompt in prompts)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error

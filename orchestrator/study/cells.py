@@ -26,7 +26,7 @@ from orchestrator.study.directory import BASE, CellFiles, StudyDirectory, resolv
 from orchestrator.study.process import RunCommand, describe_commit, last_lines
 from orchestrator.study.progress import StudyState, time_left
 from orchestrator.study.results import ArmResult, CellResult, StudyResult, read_cell, summarise_cells
-from tvr.records import Prompt
+from records.samples import Prompt
 
 
 class CellFailed(RuntimeError):

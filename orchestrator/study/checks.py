@@ -7,18 +7,19 @@ from pathlib import Path
 
 from rich.console import Console
 
-from learner.encode import PairEncoder
+from learner.encode import PictureEncoder
 from orchestrator.config import ConfigError
 from orchestrator.display import counting
 from orchestrator.run.model_folder import REMEDY, open_model_folder
-from orchestrator.run.prompt_room import check_room, largest_prompt
+from orchestrator.run.prompt_room import check_room
 from orchestrator.study.config import StudyConfig
 from orchestrator.study.directory import StudyDirectory, check_base
-from tvr.data.dataset import PromptSet, load, load_golds
-from tvr.data.rendered import ensure
-from tvr.language.answer import format_answer
-from tvr.language.scene import ATTRIBUTES, Scene, Transformation
-from tvr.records import Prompt
+from records.samples import Prompt
+from tasks.tvr.data.dataset import PromptSet, load, load_golds
+from tasks.tvr.data.rendered import ensure
+from tasks.tvr.language.answer import format_answer
+from tasks.tvr.language.scene import ATTRIBUTES, Scene, Transformation
+from tasks.tvr.task import PairSet
 
 
 def prepare(study: StudyConfig, directory: StudyDirectory, console: Console) -> dict[str, str]:
@@ -33,7 +34,8 @@ def prepare(study: StudyConfig, directory: StudyDirectory, console: Console) -> 
         raise ConfigError(f"data: {error}") from error
     check_scenes(study)
     for folder, split in _splits(study):
-        check_prompt(study, encoder, largest_prompt(folder, split))
+        for prompt in PairSet(folder).longest(split):
+            check_prompt(study, encoder, prompt)
     return checksums
 
 
@@ -45,14 +47,14 @@ def load_test_pairs(study: StudyConfig) -> PromptSet:
         raise ConfigError(f"test: {error}") from error
 
 
-def check_processor(model: Path, num_objects: int) -> PairEncoder:
+def check_processor(model: Path, num_objects: int) -> PictureEncoder:
     """The processor beside the *model*, which fits it and has words for all answers about *num_objects* objects."""
     encoder = open_model_folder(model)
     _check_words(model, encoder, num_objects)
     return encoder
 
 
-def check_prompt(study: StudyConfig, encoder: PairEncoder, prompt: Prompt) -> None:
+def check_prompt(study: StudyConfig, encoder: PictureEncoder, prompt: Prompt) -> None:
     """Raises ConfigError unless both pictures of *prompt* and an answer fit in what the base reads at once."""
     model, processor = str(study.model), encoder.processor
     text = processor.apply_chat_template(list(prompt.messages), tokenize=False, add_generation_prompt=True)
@@ -72,7 +74,7 @@ def check_scenes(study: StudyConfig) -> None:
     for folder, split in _splits(study):
         where = f"{folder}, split {split!r}"
         try:
-            scenes = {scene_hash(gold.scene): sample_id for sample_id, _, gold in load_golds(folder, split)}
+            scenes = {scene_hash(gold.scene): sample_id for sample_id, gold in load_golds(folder, split)}
         except ValueError as error:
             raise ConfigError(f"{where}: {error}") from error
         _check_new(scenes, where, seen)
@@ -102,7 +104,7 @@ def _check_new(scenes: Mapping[str, str], where: str, seen: Mapping[str, tuple[s
         )
 
 
-def _check_words(model: Path, encoder: PairEncoder, num_objects: int) -> None:
+def _check_words(model: Path, encoder: PictureEncoder, num_objects: int) -> None:
     tokenizer = encoder.processor.tokenizer
     for attribute, values in ATTRIBUTES.items():
         for value in values:

@@ -9,10 +9,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
-from learner.config import Imitation
-from orchestrator.config import RunConfig, Sections, load_config
-from reward_service.config import BUILT_IN_RULES
-from tvr.data.config import DataConfig
+from orchestrator.config import RunConfig, Sections, for_task, load_config
+from records.task import Imitation
+from tasks.tvr.data.config import DataConfig
+from tasks.tvr.task import TASK
 
 
 class TestConfig(DataConfig):
@@ -24,8 +24,8 @@ class TestConfig(DataConfig):
 
 
 def _check_rule(rule: str) -> str:
-    if rule not in BUILT_IN_RULES:
-        raise ValueError(f"no such rule; give one of {', '.join(BUILT_IN_RULES)}")
+    if rule not in TASK.rules:
+        raise ValueError(f"no such rule; give one of {', '.join(TASK.rules)}")
     return rule
 
 
@@ -66,6 +66,8 @@ class ArmConfig(BaseModel):
 class StudyConfig(Sections):
     """A whole study file. `data` holds training pairs, and as its split test the validation pairs."""
 
+    task: Literal["tvr"] = Field(default="tvr", description="What the arms learn; the results are its metrics.")
+    data: DataConfig
     out: Path = Field(description="Folder of the study: its cells, study.json and study.html.")
     seeds: tuple[NonNegativeInt, ...] = Field(
         min_length=1,
@@ -134,4 +136,4 @@ def cell_config(study: StudyConfig, cell: Cell) -> RunConfig:
         content["loop"]["groups_per_step"] = answers_per_step(study)
     if cell.arm.learning_rate is not None:
         content["learner"]["learning_rate"] = cell.arm.learning_rate
-    return RunConfig.model_validate(content)
+    return for_task(RunConfig, TASK).model_validate(content)

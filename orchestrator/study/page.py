@@ -13,8 +13,8 @@ from orchestrator.study.aims import MET, NOT_MET, SOURCE, UNKNOWN, PaperRow, in_
 from orchestrator.study.charts import behaviour_chart, tacc_chart, validation_chart
 from orchestrator.study.results import CHANGED_VIEW, HALF_GAIN, SAME_VIEW, ArmResult, MeanError, StudyResult
 from orchestrator.study.template import PAGE, STYLE
-from tvr.language.metrics import METRICS
-from tvr.language.scene import VIEWS
+from tasks.tvr.language.metrics import METRICS
+from tasks.tvr.language.scene import VIEWS
 
 TITLE = "STAR-R1: the paper's comparison, repeated from a base policy"
 PAPER = "The paper's"

@@ -14,12 +14,12 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from orchestrator.run.directory import RunDirectory
-from orchestrator.run.evaluate import HeldOutReply, read_reply
 from orchestrator.run.metrics import read_rows
 from orchestrator.study.config import ArmConfig
-from tvr.language.metrics import summarise
-from tvr.language.scene import VIEWS
-from tvr.records import Prompt
+from records.samples import Prompt
+from tasks.tvr.language.metrics import summarise
+from tasks.tvr.language.scene import VIEWS
+from tasks.tvr.task import TASK, Read
 
 SAME_VIEW, CHANGED_VIEW = "same view", "changed views"
 HALF_GAIN = "samples until half of the gain"
@@ -104,16 +104,22 @@ class StudyResult(Record):
     arms: tuple[ArmResult, ...]
 
 
-def read_replies(path: Path, prompts: Sequence[Prompt]) -> list[HeldOutReply]:
+def read_replies(path: Path, prompts: Sequence[Prompt]) -> list[Read]:
     """The replies in *path*, one to each of *prompts*, judged. Raises ValueError if one is missing."""
     lines = map(json.loads, path.read_text().splitlines())
     found = {line["id"]: line for line in lines}
     if missing := [prompt.id for prompt in prompts if prompt.id not in found]:
         raise ValueError(f"{path}: has no reply to {len(missing)} of {len(prompts)} pairs, {missing[0]} the first")
-    return [read_reply(prompt, found[prompt.id]["reply"], found[prompt.id]["num_tokens"]) for prompt in prompts]
+    return [judge_reply(prompt, found[prompt.id]["reply"], found[prompt.id]["num_tokens"]) for prompt in prompts]
 
 
-def reply_numbers(replies: Sequence[HeldOutReply]) -> Numbers:
+def judge_reply(prompt: Prompt, reply: str, num_tokens: int) -> Read:
+    """With the length of the reply in its judgement."""
+    read = TASK.judge(reply, prompt.gold)
+    return read._replace(judgement=read.judgement._replace(num_tokens=num_tokens))
+
+
+def reply_numbers(replies: Sequence[Read]) -> Numbers:
     """The 11 metrics, TAcc by view, objects and changes, and behaviour, over the *replies* that each is about."""
     judged = [reply.judgement for reply in replies]
     report = summarise(judged)
@@ -133,7 +139,7 @@ def reply_numbers(replies: Sequence[HeldOutReply]) -> Numbers:
         "careful replies": _mean(reply.careful for reply in replies),
         f"careful replies, {SAME_VIEW}": _mean(reply.careful for reply in same),
         f"careful replies, {CHANGED_VIEW}": _mean(reply.careful for reply in changed),
-        "triplets a reply": _mean(reply.num_triplets for reply in replies),
+        "triplets a reply": _mean(reply.triplets for reply in replies),
         "reply length, tokens": report.mean_tokens,
     }
 
@@ -226,7 +232,7 @@ def mean_and_error(values: Sequence[float]) -> MeanError:
     return MeanError(mean=mean, error=error, count=count)
 
 
-def _by_camera(replies: Sequence[HeldOutReply]) -> tuple[list[HeldOutReply], list[HeldOutReply]]:
+def _by_camera(replies: Sequence[Read]) -> tuple[list[Read], list[Read]]:
     """Those whose final picture is from the camera of the initial one, and the others."""
     same = [reply for reply in replies if reply.judgement.view == "center"]
     return same, [reply for reply in replies if reply.judgement.view != "center"]

@@ -20,14 +20,14 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from learner.behaviours import CAREFUL_START
-from tvr.data.dataset import load
-from tvr.language.answer import Answer, Malformed, parse
-from tvr.language.behaviour import goes_through_objects
-from tvr.language.metrics import judge, summarise
-from tvr.language.reasoning import SPOKEN
-from tvr.language.scene import VIEWS, apply
-from tvr.records import Prompt
+from records.samples import Prompt
+from tasks.tvr.data.dataset import load
+from tasks.tvr.language.answer import Answer, Malformed, parse
+from tasks.tvr.language.behaviour import goes_through_objects
+from tasks.tvr.language.metrics import judge, summarise
+from tasks.tvr.language.reasoning import SPOKEN
+from tasks.tvr.language.scene import VIEWS, apply
+from tiny_policy.behaviours import CAREFUL_START
 
 BATCH = 50
 MAX_TOKENS = 96
@@ -72,7 +72,7 @@ def count_cells(answers: Sequence[Answer | Malformed], prompts: Sequence[Prompt]
     for view in ("all", *VIEWS):
         hits: dict[str, list[bool]] = {attribute: [] for attribute in SPOKEN}
         for answer, prompt in zip(answers, prompts, strict=True):
-            if view in ("all", prompt.pair.view):
+            if view in ("all", prompt.gold.view):
                 for attribute, right in named_right(getattr(answer, "reasoning", ""), prompt).items():
                     hits[attribute] += right
         if hits[SPOKEN[0]]:
@@ -94,10 +94,7 @@ def main() -> None:
             for text in reply(model, processor, prompts[first : first + BATCH], mode)
         ]
         answers = [parse(text) for text in replies]
-        judged = [
-            judge(answer, prompt.gold, view=prompt.pair.view, num_tokens=None)
-            for answer, prompt in zip(answers, prompts, strict=True)
-        ]
+        judged = [judge(answer, prompt.gold, num_tokens=None) for answer, prompt in zip(answers, prompts, strict=True)]
         report = asdict(summarise(judged))
         careful = [
             goes_through_objects(getattr(answer, "reasoning", ""), prompt.gold.scene)

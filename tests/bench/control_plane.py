@@ -30,12 +30,8 @@ from orchestrator.cluster.calls import Pool
 from orchestrator.loop.loop import Run, StepTimes, train
 from orchestrator.loop.window import Window
 from orchestrator.run.metrics import step_row, terms_of
-from reward_service.actor import ScoringLoad
-from rollout.config import RolloutConfig
-from tests.fakes import make_prompt, make_score
-from tvr.data.dataset import PromptOrder
-from tvr.records import (
-    ImagePair,
+from records.order import PromptOrder
+from records.samples import (
     PolicyVersion,
     Prompt,
     Sample,
@@ -46,6 +42,9 @@ from tvr.records import (
     Trace,
     VersionSpan,
 )
+from reward_service.actor import ScoringLoad
+from rollout.config import RolloutConfig
+from tests.fakes import make_prompt, make_score
 
 SAMPLING_S, LEARNING_S, TAKEOVER_S = 0.8, 0.9, 0.06
 GROUPS_PER_WORKER = 2
@@ -161,7 +160,7 @@ class RayFakeActor:
     async def serve(self, version: PolicyVersion) -> None:
         self.known = answers(version)
 
-    async def sample_stored(self, prompt: Prompt, pair: ImagePair, seed: int) -> tuple[Any, Any]:
+    async def sample_stored(self, prompt: Prompt, pictures: tuple[bytes, ...], seed: int) -> tuple[Any, Any]:
         await asyncio.sleep(SAMPLING_S * random.uniform(0.8, 1.2))
         return self.known
 
@@ -202,8 +201,7 @@ async def run_for(rollouts: Any, workers: int, seconds: float) -> dict[str, floa
     """As many steps as fit into *seconds*, but for the first; the last may end later."""
     size = GROUPS_PER_WORKER * workers
     picture = os.urandom(PICTURE_BYTES)
-    pair = ImagePair(initial=picture, final=picture, view="center")
-    prompts = [replace(make_prompt(f"{number}/basic/center"), pair=pair) for number in range(1000)]
+    prompts = [replace(make_prompt(f"{number}/basic/center"), images=(picture, picture)) for number in range(1000)]
     driver = psutil.Process()
     began = last = time.monotonic()
     cpu_s, steps, rss = 0.0, 0, driver.memory_info().rss

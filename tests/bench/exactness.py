@@ -20,7 +20,7 @@ import torch
 
 from learner.batch import answer_logprobs, collate, one_sample_a_row
 from learner.config import LearnerConfig
-from learner.encode import PairEncoder
+from learner.encode import PictureEncoder
 from learner.policy import load_policy
 from tests.learner.made_groups import make_group
 from tests.learner.plain_step import gradient_difference
@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def compare_layouts(folder: str) -> dict[str, dict[str, float]]:
-    encoder = PairEncoder(folder)
+    encoder = PictureEncoder(folder)
     found: dict[str, dict[str, float]] = {}
     for seed in range(CASES):
         policy = load_policy(LearnerConfig(), folder, torch.device("cpu"))

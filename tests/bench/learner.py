@@ -37,13 +37,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from learner.actor import LearnerRank
 from learner.batch import Batch, BatchRow, answer_logprobs, collate, lay_out_prompt, one_sample_a_row, shared_prompt
 from learner.config import LearnerConfig, LearnerJob
-from learner.encode import PairEncoder
+from learner.encode import PictureEncoder
 from learner.engine import Engine, Loss
 from learner.loss import SUMS, join_tokens, policy_loss, step_tokens
 from learner.policy import load_policy
+from records.samples import ScoredGroup
 from tests.bench.policies import make_policy
 from tests.learner.made_groups import make_group
-from tvr.records import ScoredGroup
 
 ANSWER_TOKENS = 64
 SIZE = (160, 120)
@@ -118,7 +118,7 @@ def start_engine(folder: Path) -> tuple[LearnerRank, Engine]:
 
 def lay_out(engine: Engine, folder: Path, groups: Sequence[ScoredGroup]) -> tuple[Passes, Passes]:
     """The passes of a step in both layouts; those of the same place hold the same samples."""
-    encoder = PairEncoder(folder)
+    encoder = PictureEncoder(folder)
     rope = engine.model.model.get_rope_index
     rows = []
     for group in (scored.group for scored in groups):

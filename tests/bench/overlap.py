@@ -32,10 +32,11 @@ from orchestrator.cluster.start import connected, start_roles
 from orchestrator.config import RunConfig, load_run_config
 from orchestrator.loop.loop import Run, StepTimes, train
 from orchestrator.loop.window import Ticket, Window
+from records.order import PromptOrder
+from records.samples import Prompt, Sample, ScoredGroup, StepReport
 from reward_service.load import Busy
-from tvr.data.dataset import PromptOrder, load
-from tvr.data.rendered import ensure
-from tvr.records import Prompt, Sample, ScoredGroup, StepReport
+from tasks.tvr.data.dataset import load
+from tasks.tvr.data.rendered import ensure
 
 UNCOUNTED = 5
 

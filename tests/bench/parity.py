@@ -11,9 +11,9 @@ from pathlib import Path
 
 from orchestrator.cluster.start import connected
 from orchestrator.config import load_run_config
+from tasks.tvr.data.dataset import load
+from tasks.tvr.data.rendered import ensure
 from tests.parity import gaps_around_a_publish
-from tvr.data.dataset import load
-from tvr.data.rendered import ensure
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import json
 from statistics import median
 from time import perf_counter
 
-from tvr.language.answer import parse
+from tasks.tvr.language.answer import parse
 
 MEGABYTE = 1_000_000
 UNITS = {

@@ -31,7 +31,7 @@ from statistics import mean, median
 
 from orchestrator.config import load_run_config
 from orchestrator.run.metrics import read_rows
-from tvr.data.rendered import ensure
+from tasks.tvr.data.rendered import ensure
 
 RUN_FILE = "deploy/runs/tiny_cpu.toml"
 SETTINGS = (

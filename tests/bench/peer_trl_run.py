@@ -21,9 +21,10 @@ from trl import GRPOConfig, GRPOTrainer
 
 from learner.config import learning_rate
 from orchestrator.config import RunConfig, load_run_config
+from records.order import PromptOrder
+from records.samples import Prompt
 from reward_service.rules import load_rule, score
-from tvr.data.dataset import PromptOrder, load
-from tvr.records import Prompt
+from tasks.tvr.data.dataset import load
 
 
 def main() -> None:
@@ -146,7 +147,7 @@ def to_rows(prompts: list[Prompt]) -> Dataset:
     }
     columns = {
         "prompt": [list(prompt.messages) for prompt in prompts],
-        "images": [[{"bytes": prompt.pair.initial}, {"bytes": prompt.pair.final}] for prompt in prompts],
+        "images": [[{"bytes": encoded} for encoded in prompt.pictures] for prompt in prompts],
         "place": list(range(len(prompts))),
     }
     return Dataset.from_dict(columns, features=Features(features))

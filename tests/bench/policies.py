@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from learner.tiny_policy import build_config, build_processor
+from tiny_policy.make import build_config, build_processor
 
 ROPE = {"mrope_section": [8, 12, 12]}
 SIZES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {

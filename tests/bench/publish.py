@@ -29,10 +29,10 @@ from orchestrator.cluster.publish import StorePublisher
 from orchestrator.cluster.roles import RayLearner, RayRollouts
 from orchestrator.cluster.start import connected, start_roles
 from orchestrator.config import RunConfig, load_run_config
+from records.samples import PolicyVersion, Prompt
+from tasks.tvr.data.dataset import load
+from tasks.tvr.data.rendered import ensure
 from tests.bench.policies import SIZES, make_policy
-from tvr.data.dataset import load
-from tvr.data.rendered import ensure
-from tvr.records import PolicyVersion, Prompt
 
 TRAINED = {"all": [], "adapters": ["learner.lora_rank=16"]}
 """The settings of a run by what it trains."""

@@ -11,8 +11,8 @@ import sys
 import time
 from pathlib import Path
 
-from tvr.data.config import DataConfig
-from tvr.data.rendered import render_pair
+from tasks.tvr.data.config import DataConfig
+from tasks.tvr.data.rendered import render_pair
 
 BLOCKS = 5
 

@@ -26,13 +26,14 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
 from orchestrator.config import RunConfig, load_run_config
+from records.samples import Prompt, Sample, Score
 from rollout.actor import RolloutWorker
 from rollout.engine import RolloutEngine, engine_arguments
 from rollout.shm import SharedFiles
+from tasks.tvr.data.dataset import load
+from tasks.tvr.data.rendered import ensure
+from tasks.tvr.language.gold import Gold
 from tests.fakes import make_score
-from tvr.data.dataset import load
-from tvr.data.rendered import ensure
-from tvr.records import Gold, Prompt, Sample, Score
 
 PROMPTS = 16
 UNCOUNTED = 2

@@ -16,9 +16,9 @@ from typing import Any
 
 from orchestrator.evaluation.score import score_replies, write_json
 from reward_service.config import RewardConfig
-from tvr.data.dataset import write_folder
-from tvr.language.answer import format_answer
-from tvr.language.scene import ATTRIBUTES, MAX_OBJECTS, SETTINGS, VIEWS, Transformation
+from tasks.tvr.data.dataset import write_folder
+from tasks.tvr.language.answer import format_answer
+from tasks.tvr.language.scene import ATTRIBUTES, MAX_OBJECTS, SETTINGS, VIEWS, Transformation
 
 REASONING = "object 0 is a large red metal cube in both pictures ; object 1 was blue and turned cyan ; " * 4
 PICTURE = {"bytes": b"never decoded"}

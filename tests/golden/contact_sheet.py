@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tvr.language.scene import MATERIALS, SHAPES, SIZES, VIEWS, SceneObject
-from tvr.pictures.render import render
+from tasks.tvr.language.scene import MATERIALS, SHAPES, SIZES, VIEWS, SceneObject
+from tasks.tvr.pictures.render import render
 
 SHEET = Path(__file__).with_name("contact_sheet.png")
 ROWS = [(material, size) for material in MATERIALS for size in reversed(SIZES)]

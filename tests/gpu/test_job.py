@@ -11,11 +11,11 @@ import torch
 
 from orchestrator.cluster.start import connected
 from orchestrator.config import load_run_config
+from tasks.tvr.data.dataset import load
+from tasks.tvr.data.rendered import ensure
 from tests.conftest import TWO_GPUS
 from tests.orchestrator.small_runs import SMALL, TINY, command
 from tests.parity import gaps_around_a_publish
-from tvr.data.dataset import load
-from tvr.data.rendered import ensure
 
 ON_GPU = [
     *("device=gpu", "rollout.dtype=bfloat16", "learner.dtype=bfloat16", "rollout.gpu_memory_utilization=0.5"),

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from learner.checkpoint import CheckpointWriter, find_newest
-from tvr.records import PolicyVersion
+from records.samples import PolicyVersion
 
 WORLD_SIZE = 2
 

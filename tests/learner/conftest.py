@@ -8,8 +8,8 @@ import torch
 
 from learner.config import LearnerConfig
 from learner.policy import load_policy
+from records.samples import ScoredGroup
 from tests.learner import made_groups, ranks
-from tvr.records import ScoredGroup
 
 MakeGroup = Callable[..., ScoredGroup]
 RunRanks = Callable[[int, dict[str, dict[str, Any]]], list[dict[str, dict[str, Any]]]]

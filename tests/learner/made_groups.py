@@ -6,22 +6,12 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from learner.tiny_policy import build_processor
-from tvr.language.answer import Malformed
-from tvr.language.prompt import build_messages
-from tvr.language.scene import SceneObject
-from tvr.records import (
-    Gold,
-    ImagePair,
-    PolicyVersion,
-    Prompt,
-    Sample,
-    SampleGroup,
-    Score,
-    ScoredGroup,
-    Trace,
-    VersionSpan,
-)
+from records.samples import PolicyVersion, Prompt, Sample, SampleGroup, Score, ScoredGroup, Trace, VersionSpan
+from tasks.tvr.language.gold import Gold
+from tasks.tvr.language.prompt import build_messages
+from tasks.tvr.language.scene import SceneObject
+from tasks.tvr.task import TASK
+from tiny_policy.make import build_processor
 
 SCENE = (
     SceneObject(color="red", shape="cube", size="large", material="metal"),
@@ -52,7 +42,7 @@ def make_group(
     prompt_token_ids = PROCESSOR(text=[text], images=opened, return_tensors="np")["input_ids"][0].astype(np.int32)
     prompt = Prompt(
         id=f"{seed}/basic/center",
-        pair=ImagePair(initial=pictures[0], final=pictures[1], view="center"),
+        images=tuple(pictures),
         messages=messages,
         gold=Gold(setting="basic", scene=SCENE[:objects], transformations=()),
     )
@@ -71,8 +61,7 @@ def make_group(
         for index, length in enumerate(lengths)
     )
     totals = rng.normal(size=len(lengths)).tolist() if rewards is None else list(rewards)
-    by_hand = Malformed(reason="made by hand")
-    scores = tuple(Score(total=total, parts={"reward": total}, answer=by_hand) for total in totals)
+    scores = tuple(Score(total=total, parts={"reward": total}, judgement=None) for total in totals)
     return ScoredGroup(group=SampleGroup(prompt=prompt, samples=samples), scores=scores)
 
 
@@ -80,3 +69,9 @@ def _draw_noise(rng: np.random.Generator, width: int, height: int) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(buffer, format="PNG")
     return buffer.getvalue()
+
+
+def right_answers(groups: Sequence[ScoredGroup]) -> tuple[tuple[Prompt, ...], tuple[str, ...]]:
+    """Their prompts, and what `sft` learns as the answers."""
+    prompts = tuple(scored.group.prompt for scored in groups)
+    return prompts, tuple(TASK.right_answer(prompt.gold, "answer") for prompt in prompts)

@@ -13,8 +13,8 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from learner.advantages import step_advantages
-from learner.encode import PairEncoder
-from tvr.records import ScoredGroup, StepReport
+from learner.encode import PictureEncoder
+from records.samples import ScoredGroup, StepReport
 
 LEARNING_RATE = 1e-3
 TEMPERATURE = 0.9
@@ -32,7 +32,7 @@ def plain_torch_step(
     """
     policy = AutoModelForImageTextToText.from_pretrained(folder, attn_implementation="sdpa")
     optimizer = torch.optim.AdamW(policy.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
-    encoder = PairEncoder(folder)
+    encoder = PictureEncoder(folder)
     total = 0.0
     all_logprobs = []
     rewards = [scored.rewards for scored in groups] if rewards is None else rewards

@@ -28,7 +28,8 @@ from learner.actor import LearnerRank
 from learner.checkpoint import Checkpoint, open_checkpoint
 from learner.config import LearnerConfig, LearnerJob
 from learner.engine import NonFiniteStep
-from tvr.manifest import TensorInfo
+from records.manifest import TensorInfo
+from tests.learner.made_groups import right_answers
 
 BUCKET_BYTES = 400_000
 LOGITS_AT_ONCE = head.LOGITS_AT_ONCE
@@ -60,7 +61,7 @@ def run_job(job: dict[str, Any], model: str, folder: Path, rank: int, world_size
     for step in job["steps"]:
         try:
             if job.get("imitate"):
-                result["reports"].append(learner.imitate(tuple(scored.group.prompt for scored in step)))
+                result["reports"].append(learner.imitate(*right_answers(step)))
             else:
                 result["reports"].append(learner.step(step))
         except NonFiniteStep as error:

@@ -11,7 +11,7 @@ from transformers import AutoModelForImageTextToText
 
 from learner.actor import LearnerRank
 from learner.config import LearnerConfig, LearnerJob
-from learner.tiny_policy import make_tiny_policy
+from tiny_policy.make import make_tiny_policy
 
 
 def write_policy(folder: Path) -> None:

@@ -9,8 +9,8 @@ import pytest
 
 from learner.advantages import kl_penalty, overlong_penalty, shaped_rewards, step_advantages
 from learner.loss_config import LossConfig
+from records.samples import ScoredGroup
 from tests.fakes import make_group, make_prompt, make_scored
-from tvr.records import ScoredGroup
 
 LOG_2 = math.log(2.0)
 ONE_GROUP = [np.array([1.0, 2.0, 3.0, 6.0])]

@@ -13,11 +13,11 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 import learner.head
 from learner.batch import BatchRow, answer_logprobs, collate, lay_out_prompt, one_sample_a_row, shared_prompt
 from learner.config import LearnerConfig
-from learner.encode import PairEncoder
+from learner.encode import PictureEncoder
 from learner.packing import GroupLengths, split_group
 from learner.policy import load_policy
-from learner.tiny_policy import build_config
-from tvr.records import SampleGroup
+from records.samples import SampleGroup
+from tiny_policy.make import build_config
 
 TEMPERATURE = 0.8
 CASES: dict[str, list[dict[str, Any]]] = {
@@ -47,11 +47,11 @@ CASES |= {f"random {seed}": draw_case(seed) for seed in range(12)}
 
 
 @pytest.fixture(scope="session")
-def encoder(policy_folder: str) -> PairEncoder:
-    return PairEncoder(policy_folder)
+def encoder(policy_folder: str) -> PictureEncoder:
+    return PictureEncoder(policy_folder)
 
 
-def build_rows(policy: Any, encoder: PairEncoder, groups: Sequence[SampleGroup], row_tokens: int) -> list[BatchRow]:
+def build_rows(policy: Any, encoder: PictureEncoder, groups: Sequence[SampleGroup], row_tokens: int) -> list[BatchRow]:
     rows = []
     for index, group in enumerate(groups):
         pictures = encoder.encode(group.prompt, shared_prompt(group))
@@ -71,7 +71,7 @@ def run(policy: Any, logprobs: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     return logprobs.detach().numpy(), gradient.numpy()
 
 
-def transformers_logprobs(policy: Any, encoder: PairEncoder, groups: Sequence[SampleGroup]) -> torch.Tensor:
+def transformers_logprobs(policy: Any, encoder: PictureEncoder, groups: Sequence[SampleGroup]) -> torch.Tensor:
     """One sample at a time through the model's own forward pass: its own mask, its own positions, all logits."""
     found = []
     for group in groups:
@@ -94,7 +94,7 @@ def transformers_logprobs(policy: Any, encoder: PairEncoder, groups: Sequence[Sa
 
 @pytest.mark.parametrize("case", CASES)
 def test_all_layouts_give_the_same_logprobs_and_gradients(
-    case: str, policy: Any, encoder: PairEncoder, make_group: Callable[..., Any]
+    case: str, policy: Any, encoder: PictureEncoder, make_group: Callable[..., Any]
 ) -> None:
     groups = [make_group(seed, **arguments).group for seed, arguments in enumerate(CASES[case])]
     rows = build_rows(policy, encoder, groups, row_tokens=10_000)
@@ -109,7 +109,9 @@ def test_all_layouts_give_the_same_logprobs_and_gradients(
     assert np.abs(plain[1]).max() > 0.01, "gradients too small for the comparison to mean anything"
 
 
-def test_fewer_key_heads_than_query_heads(make_group: Callable[..., Any], encoder: PairEncoder, tmp_path: Path) -> None:
+def test_fewer_key_heads_than_query_heads(
+    make_group: Callable[..., Any], encoder: PictureEncoder, tmp_path: Path
+) -> None:
     config = build_config(encoder.processor.tokenizer).to_dict()
     config["text_config"]["num_key_value_heads"] = 2
     torch.manual_seed(0)
@@ -125,7 +127,7 @@ def test_fewer_key_heads_than_query_heads(make_group: Callable[..., Any], encode
 
 
 def test_logits_in_parts_are_the_same(
-    policy: Any, encoder: PairEncoder, make_group: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    policy: Any, encoder: PictureEncoder, make_group: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch = collate(build_rows(policy, encoder, [make_group(0, [5, 9, 2]).group], row_tokens=10_000))
     whole = run(policy, answer_logprobs(policy, batch, TEMPERATURE))
@@ -136,7 +138,7 @@ def test_logits_in_parts_are_the_same(
 
 
 def test_a_sampled_picture_placeholder_is_a_token_like_any_other(
-    policy: Any, encoder: PairEncoder, make_group: Callable[..., Any]
+    policy: Any, encoder: PictureEncoder, make_group: Callable[..., Any]
 ) -> None:
     group = make_group(0, [4, 3]).group
     first, second = group.samples
@@ -151,7 +153,7 @@ def test_a_sampled_picture_placeholder_is_a_token_like_any_other(
     np.testing.assert_allclose(shared[4:], sibling, atol=1e-5, rtol=0)
 
 
-def test_a_batch_moves_whole(policy: Any, encoder: PairEncoder, make_group: Callable[..., Any]) -> None:
+def test_a_batch_moves_whole(policy: Any, encoder: PictureEncoder, make_group: Callable[..., Any]) -> None:
     batch = collate(build_rows(policy, encoder, [make_group(0, [3, 4]).group], row_tokens=10_000))
     moved = batch.to(torch.device("meta"))
     tensors = [value for value in vars_of(moved) if isinstance(value, torch.Tensor)]
@@ -165,7 +167,7 @@ def vars_of(batch: Any) -> list[Any]:
 
 
 def test_a_row_holds_prompt_and_pictures_once(
-    policy: Any, encoder: PairEncoder, make_group: Callable[..., Any]
+    policy: Any, encoder: PictureEncoder, make_group: Callable[..., Any]
 ) -> None:
     group = make_group(0, [3, 4, 5]).group
     batch = collate(build_rows(policy, encoder, [group], row_tokens=10_000))
@@ -179,7 +181,9 @@ def test_samples_of_different_prompts_are_refused(make_group: Callable[..., Any]
         shared_prompt(SampleGroup(prompt=first.prompt, samples=first.samples + second.samples))
 
 
-def test_pictures_that_do_not_fit_the_prompt_are_refused(encoder: PairEncoder, make_group: Callable[..., Any]) -> None:
+def test_pictures_that_do_not_fit_the_prompt_are_refused(
+    encoder: PictureEncoder, make_group: Callable[..., Any]
+) -> None:
     # 72x48 at 24 pixels a token: 3 * 2 = 6 tokens a picture; 96x48: 8.
     sizes = ((72, 48), (72, 48)), ((96, 48), (72, 48))
     small, large = (make_group(number, [1], sizes=pair).group for number, pair in enumerate(sizes))
@@ -188,11 +192,11 @@ def test_pictures_that_do_not_fit_the_prompt_are_refused(encoder: PairEncoder, m
 
 
 def test_a_picture_that_cannot_be_read_is_refused_by_prompt_id(
-    encoder: PairEncoder, make_group: Callable[..., Any]
+    encoder: PictureEncoder, make_group: Callable[..., Any]
 ) -> None:
     group = make_group(7, [1]).group
-    pair = replace(group.prompt.pictures, final=group.prompt.pictures.final[:-1000])
-    broken = replace(group.prompt, pair=pair)
+    first, second = group.prompt.pictures
+    broken = replace(group.prompt, images=(first, second[:-1000]))
     for read in (lambda: encoder.encode(broken, shared_prompt(group)), lambda: encoder.tokenise(broken)):
-        with pytest.raises(ValueError, match="prompt 7/basic/center: its final picture cannot be decoded"):
+        with pytest.raises(ValueError, match="prompt 7/basic/center: its picture 2 cannot be decoded"):
             read()

@@ -18,7 +18,8 @@ import learner.actor
 from learner.actor import LearnerRank
 from learner.config import LearnerConfig
 from learner.engine import NonFiniteStep
-from learner.tiny_policy import make_tiny_policy
+from records.manifest import Manifest
+from records.samples import PolicyVersion, ScoredGroup
 from tests.learner.plain_step import (
     LEARNING_RATE,
     TEMPERATURE,
@@ -28,8 +29,7 @@ from tests.learner.plain_step import (
     plain_torch_step,
 )
 from tests.learner.ranks import make_job
-from tvr.manifest import Manifest
-from tvr.records import PolicyVersion, ScoredGroup
+from tiny_policy.make import make_tiny_policy
 
 BASE: dict[str, Any] = {"learning_rate": LEARNING_RATE, "max_grad_norm": 1000.0, "row_tokens": 512}
 CLIPPED_NORM = 0.05

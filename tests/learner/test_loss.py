@@ -36,9 +36,8 @@ from learner.loss import (
     step_tokens,
 )
 from learner.loss_config import LossConfig
+from records.samples import PolicyVersion, Sample, SampleGroup, Score, ScoredGroup, Trace, VersionSpan
 from tests.fakes import make_prompt
-from tvr.language.answer import Malformed
-from tvr.records import PolicyVersion, Sample, SampleGroup, Score, ScoredGroup, Trace, VersionSpan
 
 CPU = torch.device("cpu")
 LOG_2 = math.log(2.0)
@@ -70,7 +69,7 @@ def make_group(
         )
         for index, of_sample in enumerate(logprobs)
     )
-    scores = tuple(Score(total=reward, parts={"all": reward}, answer=Malformed(reason="test")) for reward in rewards)
+    scores = tuple(Score(total=reward, parts={"all": reward}, judgement=None) for reward in rewards)
     return ScoredGroup(group=SampleGroup(prompt=prompt, samples=samples), scores=scores)
 
 

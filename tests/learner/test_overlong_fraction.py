@@ -7,9 +7,9 @@ import pytest
 from learner.actor import LearnerRank
 from learner.config import LearnerConfig
 from learner.loss_config import LossConfig
+from records.samples import PolicyVersion, StepReport
 from tests.learner.made_groups import make_group
 from tests.learner.ranks import make_job
-from tvr.records import PolicyVersion, StepReport
 
 
 class Unconnected(LearnerRank):

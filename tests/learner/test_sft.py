@@ -11,12 +11,13 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 
-from learner.encode import PairEncoder
+from learner.encode import PictureEncoder
 from learner.sft import make_example
+from records.samples import Prompt, ScoredGroup
+from tasks.tvr.language.answer import Answer, parse
+from tasks.tvr.language.scene import Transformation
+from tasks.tvr.task import TASK
 from tests.learner.plain_step import gradient_difference
-from tvr.language.answer import Answer, parse
-from tvr.language.scene import Transformation
-from tvr.records import ImagePair, Prompt, ScoredGroup
 
 CHANGES = (
     (),
@@ -30,8 +31,8 @@ CONFIG: dict[str, Any] = {"learning_rate": 1e-3, "max_grad_norm": 1000.0, "row_t
 
 
 @pytest.fixture(scope="module")
-def encoder(policy_folder: str) -> PairEncoder:
-    return PairEncoder(policy_folder)
+def encoder(policy_folder: str) -> PictureEncoder:
+    return PictureEncoder(policy_folder)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def with_pictures(prompt: Prompt, sizes: Sequence[tuple[int, int]]) -> Prompt:
         Image.new("RGB", size).save(buffer, format="PNG")
         return buffer.getvalue()
 
-    return replace(prompt, pair=ImagePair(initial=draw(sizes[0]), final=draw(sizes[1]), view="center"))
+    return replace(prompt, images=(draw(sizes[0]), draw(sizes[1])))
 
 
 @pytest.mark.parametrize(
@@ -70,7 +71,7 @@ def with_pictures(prompt: Prompt, sizes: Sequence[tuple[int, int]]) -> Prompt:
     ids=str,
 )
 def test_tokens_are_those_of_the_whole_processor(
-    sizes: Sequence[tuple[int, int]], encoder: PairEncoder, groups: tuple[ScoredGroup, ...]
+    sizes: Sequence[tuple[int, int]], encoder: PictureEncoder, groups: tuple[ScoredGroup, ...]
 ) -> None:
     prompt = with_pictures(groups[0].group.prompt, sizes)
     text = encoder.processor.apply_chat_template(list(prompt.messages), add_generation_prompt=True, tokenize=False)
@@ -84,10 +85,10 @@ def test_tokens_are_those_of_the_whole_processor(
 
 @pytest.mark.parametrize("number", range(len(CHANGES)), ids=["no change", "one change", "two changes"])
 def test_an_example_is_the_right_answer_and_the_end(
-    number: int, encoder: PairEncoder, groups: tuple[ScoredGroup, ...]
+    number: int, encoder: PictureEncoder, groups: tuple[ScoredGroup, ...]
 ) -> None:
     prompt = groups[number].group.prompt
-    (sample,) = make_example(prompt, encoder).samples
+    (sample,) = make_example(prompt, TASK.right_answer(prompt.gold, "answer"), encoder).samples
     assert parse(sample.text) == Answer(triplets=CHANGES[number], reasoning="")
     tokenizer = encoder.processor.tokenizer
     *answer, end = sample.trace.token_ids.tolist()
@@ -100,10 +101,10 @@ def test_an_example_is_the_right_answer_and_the_end(
 
 
 def test_with_reasoning_an_example_goes_through_the_objects_first(
-    encoder: PairEncoder, groups: tuple[ScoredGroup, ...]
+    encoder: PictureEncoder, groups: tuple[ScoredGroup, ...]
 ) -> None:
     prompt = groups[2].group.prompt
-    (sample,) = make_example(prompt, encoder, "reasoning").samples
+    (sample,) = make_example(prompt, TASK.right_answer(prompt.gold, "reasoning"), encoder).samples
     answer = parse(sample.text)
     assert isinstance(answer, Answer)
     assert sorted(answer.triplets) == sorted(CHANGES[2])
@@ -119,10 +120,10 @@ def imitate_in_plain_torch(folder: str, prompts: Sequence[Prompt]) -> dict[str, 
     gradient.
     """
     policy = AutoModelForImageTextToText.from_pretrained(folder, attn_implementation="sdpa")
-    encoder = PairEncoder(folder)
+    encoder = PictureEncoder(folder)
     terms = []
     for prompt in prompts:
-        trace = make_example(prompt, encoder).samples[0].trace
+        trace = make_example(prompt, TASK.right_answer(prompt.gold, "answer"), encoder).samples[0].trace
         pictures = encoder.encode(prompt, trace.prompt_token_ids)
         ids = torch.from_numpy(np.concatenate([trace.prompt_token_ids, trace.token_ids]).astype(np.int64))[None]
         inputs = {"pixel_values": pictures.pixel_values, "image_grid_thw": pictures.grid_thw}

@@ -12,22 +12,22 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from learner import windows
 from learner.batch import answer_logprobs, collate, one_sample_a_row
 from learner.config import LearnerConfig
-from learner.encode import PairEncoder
+from learner.encode import PictureEncoder
 from learner.policy import load_policy
-from learner.tiny_policy import build_config
 from learner.windows import make_segments, picture_features
 from tests.learner.test_layouts import TEMPERATURE, build_rows, run, transformers_logprobs
+from tiny_policy.make import build_config
 
 SIZES = ((112, 80), (64, 64))  # 5 x 3 and 3 x 3 visual tokens of 24 pixels, in windows of 2 x 2
 
 
 @pytest.fixture(scope="module")
-def encoder(policy_folder: str) -> PairEncoder:
-    return PairEncoder(policy_folder)
+def encoder(policy_folder: str) -> PictureEncoder:
+    return PictureEncoder(policy_folder)
 
 
 @pytest.fixture(scope="module")
-def folder(encoder: PairEncoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(encoder: PictureEncoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny policy whose tower has windows in three layers of four; larger matrices, so that they matter."""
     config = build_config(encoder.processor.tokenizer).to_dict()
     config["vision_config"] |= {"window_size": 48, "fullatt_block_indexes": [2]}
@@ -54,7 +54,7 @@ def test_windows_together_give_the_logprobs_and_gradients_of_windows_one_by_one(
     layout: Callable[..., Any],
     checkpointing: bool,
     folder: Path,
-    encoder: PairEncoder,
+    encoder: PictureEncoder,
     make_group: Callable[..., Any],
 ) -> None:
     policy = load(folder, checkpointing)
@@ -69,7 +69,7 @@ def test_windows_together_give_the_logprobs_and_gradients_of_windows_one_by_one(
 
 
 def test_the_windows_of_one_length_are_one_call(
-    folder: Path, encoder: PairEncoder, make_group: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    folder: Path, encoder: PictureEncoder, make_group: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # In tokens, 5 x 3 is cut into 4 4 2 / 2 2 1 and 3 x 3 into 4 2 / 2 1: three lengths. The layer that sees whole
     # pictures has two. The number of pictures plays no part.

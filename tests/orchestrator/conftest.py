@@ -9,9 +9,9 @@ from orchestrator.study.cells import Study
 from orchestrator.study.config import load_study_config
 from orchestrator.study.directory import open_study_directory
 from orchestrator.study.results import StudyResult
+from tasks.tvr.data.rendered import ensure
 from tests.orchestrator.small_runs import SMALL, TINY
 from tests.orchestrator.study.small_studies import write_study, write_synthetic
-from tvr.data.rendered import ensure
 
 
 @pytest.fixture(scope="session")

@@ -10,13 +10,15 @@ import tomli_w
 from pydantic import ValidationError
 
 from learner.loss_config import PRESETS, LossConfig
-from learner.pretrain import load_pretrain_config
 from orchestrator.commands.cli import main
-from orchestrator.config import ConfigError, RunConfig, load_run_config
+from orchestrator.config import ConfigError, RunConfig, for_task, load_run_config
 from orchestrator.study.config import load_study_config
+from tasks.tvr.task import TASK
+from tiny_policy.pretrain import load_pretrain_config
 
 RUNS = Path("deploy/runs")
 TINY = RUNS / "tiny_cpu.toml"
+TVR_RUN = for_task(RunConfig, TASK)
 
 
 @pytest.mark.parametrize("path", sorted(RUNS.glob("*.toml")), ids=lambda path: path.name)
@@ -26,7 +28,7 @@ def test_every_shipped_run_file_is_valid(path):
     elif path.name.startswith("study"):
         assert load_study_config(path).arms
     else:
-        assert RunConfig.model_validate(tomllib.loads(path.read_text())).loop.steps > 0
+        assert TVR_RUN.model_validate(tomllib.loads(path.read_text())).loop.steps > 0
 
 
 def test_every_field_is_documented():
@@ -37,7 +39,7 @@ def test_every_field_is_documented():
             else:
                 assert field.description, f"{prefix}{name} has no line of documentation"
 
-    check(RunConfig)
+    check(TVR_RUN)
 
 
 def test_an_override_replaces_one_value():
@@ -111,7 +113,7 @@ def with_loss(loss, **sections):
     content["learner"]["loss"] = loss
     for section, settings in sections.items():
         content[section] |= settings
-    return RunConfig.model_validate(content)
+    return TVR_RUN.model_validate(content)
 
 
 ON_POLICY = {"max_staleness": 0}

@@ -20,11 +20,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reward_service.config import RewardConfig
 from reward_service.rules import load_rule, score
-from tvr.language.answer import format_answer
-from tvr.language.scene import ATTRIBUTES, SceneObject, Transformation
-from tvr.records import Gold
+from tasks.tvr.language.answer import format_answer
+from tasks.tvr.language.gold import Gold
+from tasks.tvr.language.scene import ATTRIBUTES, SceneObject, Transformation
+from tasks.tvr.rules import StarOptions
+from tasks.tvr.task import TASK
 
 Triplets = tuple[Transformation, ...]
 Cell = tuple[int, str]
@@ -71,8 +72,8 @@ def size(gold: Gold) -> tuple[int, int]:
     return len(gold.scene), len(gold.transformations)
 
 
-def rule(**switches):
-    return load_rule(RewardConfig(**switches))
+def rule(rule="star", **switches):
+    return load_rule(TASK, rule, StarOptions(**switches))
 
 
 STAR = rule()
@@ -202,7 +203,7 @@ def test_saying_nothing_earns_less_than_the_true_answer():
 )
 def test_a_malformed_reply_earns_less_than_silence(reply):
     for gold in GOLDS:
-        assert score(STAR, reply, gold).total == -size(gold)[1] == reward((), gold) - 1
+        assert score(TASK, STAR, reply, gold).total == -size(gold)[1] == reward((), gold) - 1
 
 
 @pytest.mark.parametrize(("num_objects", "longest"), [(1, 3), (2, 2)])

@@ -11,12 +11,15 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from orchestrator.config import ScoringConfig, for_task
+from records.samples import Score, ScoringFailure
 from reward_service.actor import Reply, RewardWorker
-from reward_service.config import RewardConfig
 from reward_service.rules import compute_parts, load_rule, score
-from tvr.language.answer import Answer, Malformed, parse
-from tvr.language.scene import SceneObject
-from tvr.records import Gold, Score, ScoringFailure
+from tasks.tvr.language.answer import Answer, parse
+from tasks.tvr.language.gold import Gold
+from tasks.tvr.language.scene import SceneObject
+from tasks.tvr.rules import StarOptions
+from tasks.tvr.task import TASK
 
 SCENE = (
     SceneObject(color="red", shape="cube", size="large", material="metal"),
@@ -38,8 +41,12 @@ def gold(triplets: str) -> Gold:
 TRUE = gold("0.color.gray, 1.size.large")
 
 
-def parts(text: str, true: Gold = TRUE, **switches) -> dict[str, float]:
-    return score(load_rule(RewardConfig(**switches)), text, true).parts
+def parts(text: str, true: Gold = TRUE, rule: str = "star", **switches) -> dict[str, float]:
+    return score(TASK, load_rule(TASK, rule, StarOptions(**switches)), text, true).parts
+
+
+def make_worker(rule: str = "star", concurrent_samples: int = 16) -> RewardWorker:
+    return RewardWorker("tvr", rule, StarOptions(), concurrent_samples)
 
 
 def terms(form=0.0, value=0.0, attribute=0.0, object=0.0, miss=0.0, inaction=0.0) -> dict[str, float]:
@@ -186,13 +193,13 @@ def replies(*texts: str) -> list[Reply]:
 
 
 async def test_a_worker_scores_replies_in_order():
-    scores = await RewardWorker(RewardConfig()).score(replies("no tags", reply("0.color.gray, 1.size.large")))
+    scores = await make_worker().score(replies("no tags", reply("0.color.gray, 1.size.large")))
     assert [item.total for item in scores] == [-2.0, 11.0]
-    assert [type(item.answer) for item in scores] == [Malformed, Answer]
+    assert [item.judgement.columns["well_formed"] for item in scores] == [False, True]
 
 
 async def test_a_users_rule_is_found_by_its_import_path():
-    scores = await RewardWorker(RewardConfig(rule=f"{HERE}:brevity")).score(replies("short", "a longer reply"))
+    scores = await make_worker(rule=f"{HERE}:brevity").score(replies("short", "a longer reply"))
     assert [item.total for item in scores] == [1.0, -0.5]
 
 
@@ -209,7 +216,7 @@ async def test_a_users_rule_is_found_by_its_import_path():
     ],
 )
 async def test_a_rule_that_fails_is_a_failure_with_its_cause_and_no_reward(rule, texts, failed, cause):
-    *others, last = await RewardWorker(RewardConfig(rule=f"{HERE}:{rule}")).score(replies(*texts))
+    *others, last = await make_worker(rule=f"{HERE}:{rule}").score(replies(*texts))
     assert all(isinstance(other, Score) for other in others)  # a sample's failure is its own
     assert isinstance(last, ScoringFailure)
     assert last.sample_id == failed
@@ -242,7 +249,7 @@ def test_a_rule_in_the_current_directory_is_found_after_all_others(tmp_path: Pat
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", os.getcwd())])
     Path("rule_of_mine_alone.py").write_text("def rule(reply, gold): return {'mine': 4}\n")
     for _ in range(2):
-        assert compute_parts(load_rule(RewardConfig(rule="rule_of_mine_alone:rule")), "", TRUE) == {"mine": 4.0}
+        assert compute_parts(load_rule(TASK, "rule_of_mine_alone:rule", None), "", TRUE) == {"mine": 4.0}
     assert sys.path[-1] == str(tmp_path)
     assert sys.path.count(str(tmp_path)) == 1
 
@@ -255,7 +262,7 @@ def test_a_rule_whose_module_fails_is_refused_at_the_start(code, cause, tmp_path
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "failing_rule.py").write_text(code)
     with pytest.raises(ValueError, match=rf"'failing_rule:rule' cannot be imported \({cause}"):
-        RewardWorker(RewardConfig(rule="failing_rule:rule"))
+        make_worker(rule="failing_rule:rule")
 
 
 GATE = threading.Event()
@@ -274,7 +281,7 @@ async def settle() -> None:
 
 async def test_a_full_pool_says_so_and_one_with_room_does_not():
     GATE.clear()
-    worker = RewardWorker(RewardConfig(rule=f"{HERE}:patient", concurrent_samples=2))
+    worker = make_worker(rule=f"{HERE}:patient", concurrent_samples=2)
     two = asyncio.create_task(worker.score(replies("a", "b")))
     await settle()
     roomy = await worker.load()
@@ -294,10 +301,12 @@ async def test_a_full_pool_says_so_and_one_with_room_does_not():
 @pytest.mark.parametrize("rule", ["no_such_module:rule", f"{HERE}:no_such_function"])
 def test_a_rule_that_is_not_there_is_refused_at_the_start(rule):
     with pytest.raises(ValueError, match="cannot be imported"):
-        RewardWorker(RewardConfig(rule=rule))
+        make_worker(rule=rule)
 
 
 @pytest.mark.parametrize("setting", [{"rule": "best"}, {"workers": 0}, {"timeout_s": 0}, {"tier": True}])
 def test_a_wrong_config_is_refused(setting):
+    config = for_task(ScoringConfig, TASK).model_fields["reward_service"].annotation
+    assert config().rule == "star"
     with pytest.raises(ValidationError):
-        RewardConfig(**setting)
+        config(**setting)

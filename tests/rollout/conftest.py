@@ -10,10 +10,11 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 
-from learner.tiny_policy import make_tiny_policy
-from tvr.language.prompt import build_messages
-from tvr.language.scene import SceneObject
-from tvr.records import Gold, ImagePair, Prompt
+from records.samples import Prompt
+from tasks.tvr.language.gold import Gold
+from tasks.tvr.language.prompt import build_messages
+from tasks.tvr.language.scene import SceneObject
+from tiny_policy.make import make_tiny_policy
 
 SCENE = (
     SceneObject(color="red", shape="cube", size="large", material="metal"),
@@ -36,7 +37,7 @@ def make_prompt() -> Callable[[int], Prompt]:
     def make(number: int) -> Prompt:
         return Prompt(
             id=f"{number}/basic/center",
-            pair=ImagePair(initial=encode_noise(2 * number), final=encode_noise(2 * number + 1), view="center"),
+            images=(encode_noise(2 * number), encode_noise(2 * number + 1)),
             messages=build_messages(SCENE),
             gold=Gold(setting="basic", scene=SCENE, transformations=()),
         )

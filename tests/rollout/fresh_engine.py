@@ -5,9 +5,9 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
+from records.samples import Prompt, Sample
 from rollout.actor import RolloutWorker
 from rollout.config import RolloutConfig
-from tvr.records import Prompt, Sample
 
 
 def answers_of_a_fresh_engine(config: RolloutConfig, model: Path, prompts: list[Prompt]) -> list[Sample]:

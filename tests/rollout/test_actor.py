@@ -11,12 +11,13 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
+from records.manifest import Bucket, DamagedWeights, Manifest, TensorInfo, checksum
+from records.samples import PolicyVersion, Prompt, Sample, Score, ScoringFailure
 from rollout.actor import RolloutWorker, Scorer, WeightUpdateError
 from rollout.config import RolloutConfig
 from rollout.shm import SharedFiles
+from tasks.tvr.language.gold import Gold
 from tests.fakes import make_group, make_score
-from tvr.manifest import Bucket, DamagedWeights, Manifest, TensorInfo, checksum
-from tvr.records import Gold, PolicyVersion, Prompt, Sample, Score, ScoringFailure
 
 
 class GatedEngine:

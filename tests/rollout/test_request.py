@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from transformers import AutoProcessor
 
+from records.samples import Prompt
 from rollout.engine import answer_room, build_request, engine_seed
-from tvr.records import ImagePair, Prompt
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +51,9 @@ def test_a_picture_that_cannot_be_read_is_refused_by_prompt_id(
     spoil: Callable[[bytes], bytes], reason: str, processor: Any, make_prompt: Callable[[int], Prompt]
 ) -> None:
     prompt = make_prompt(17)
-    broken = ImagePair(initial=prompt.pair.initial, final=spoil(prompt.pair.final), view="center")
-    with pytest.raises(ValueError, match=f"prompt 17/basic/center: its final picture {reason}"):
-        build_request(replace(prompt, pair=broken), processor)
+    broken = (prompt.pictures[0], spoil(prompt.pictures[1]))
+    with pytest.raises(ValueError, match=f"prompt 17/basic/center: its picture 2 {reason}"):
+        build_request(replace(prompt, images=broken), processor)
 
 
 def test_a_prompt_that_leaves_no_room_for_an_answer_is_refused_by_prompt_id() -> None:

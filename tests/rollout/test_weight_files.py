@@ -16,10 +16,10 @@ from typing import IO
 import numpy as np
 import pytest
 
+from records.manifest import Bucket, Manifest, TensorInfo, checksum
+from records.samples import PolicyVersion
 from rollout.shm import remove_leftovers
 from rollout.weight_files import WeightFiles, files_on_node
-from tvr.manifest import Bucket, Manifest, TensorInfo, checksum
-from tvr.records import PolicyVersion
 
 BUCKETS = [
     {"a": np.arange(24, dtype=np.uint8), "b": np.full(4, 7, np.uint8)},

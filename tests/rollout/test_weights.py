@@ -9,9 +9,9 @@ import pytest
 import torch
 from vllm.model_executor.model_loader.reload import initialize_layerwise_reload, record_metadata_for_reloading
 
+from records.manifest import Manifest, TensorInfo, checksum
+from records.samples import PolicyVersion
 from rollout.weights import BucketUpdateInfo, ObjectStoreTransfer, check_layers, read_bucket
-from tvr.manifest import Manifest, TensorInfo, checksum
-from tvr.records import PolicyVersion
 
 TENSORS = {
     "a": torch.arange(6, dtype=torch.float32).reshape(2, 3),

@@ -19,12 +19,12 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from records.manifest import Bucket, Manifest, TensorInfo, checksum
+from records.samples import PolicyVersion, Prompt, Sample, SampleGroup, Score
 from rollout.actor import RolloutWorker, WeightUpdateError
 from rollout.config import RolloutConfig
+from tasks.tvr.language.gold import Gold
 from tests.rollout.fresh_engine import answers_of_a_fresh_engine
-from tvr.language.answer import Malformed
-from tvr.manifest import Bucket, Manifest, TensorInfo, checksum
-from tvr.records import Gold, ImagePair, PolicyVersion, Prompt, Sample, SampleGroup, Score
 
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
@@ -101,7 +101,7 @@ class Served:
         """Teacher-forced. Ends before the first sampled picture placeholder, which transformers takes for a picture."""
         self.model.load_state_dict(self.weights[version], strict=False)
         text = self.processor.apply_chat_template(list(prompt.messages), tokenize=False, add_generation_prompt=True)
-        pictures = [Image.open(io.BytesIO(encoded)) for encoded in (prompt.pair.initial, prompt.pair.final)]
+        pictures = [Image.open(io.BytesIO(encoded)) for encoded in prompt.pictures]
         inputs = self.processor(text=[text], images=pictures, return_tensors="pt")
         trace = sample.trace
         assert inputs["input_ids"][0].tolist() == trace.prompt_token_ids.tolist()
@@ -147,7 +147,7 @@ class Payer:
 
     async def score(self, gold: Gold, sample: Sample) -> Score:
         total = float(len(sample.trace.token_ids))
-        return Score(total=total, parts={"length": total}, answer=Malformed(reason="not looked at"))
+        return Score(total=total, parts={"length": total}, judgement=None)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -223,9 +223,7 @@ async def test_a_prompt_that_is_too_long_is_refused_by_its_id_and_the_worker_goe
     prompt, buffer = make_prompt(1), io.BytesIO()
     Image.new("RGB", (320, 240)).save(buffer, format="PNG")
     # At 24 pixels a token: 13 * 10 = 130 tokens a picture.
-    large = replace(
-        prompt, id="8/view/left", pair=ImagePair(initial=buffer.getvalue(), final=buffer.getvalue(), view="left")
-    )
+    large = replace(prompt, id="8/view/left", images=(buffer.getvalue(),) * 2)
     with pytest.raises(ValueError, match=r"prompt 8/view/left has \d+ tokens with its pictures, and max_model_len 256"):
         await served.worker.answer(large)
     system, user = prompt.messages

@@ -15,6 +15,7 @@ from orchestrator.cluster.on_node import Whereabouts
 from orchestrator.cluster.roles import RayLearner
 from orchestrator.config import ConfigError, load_run_config
 from orchestrator.run.directory import RunDirectory, open_run_directory
+from tasks.tvr.task import PairSet
 from tests.learner.checkpoint_process import make_facts, make_share, make_writers
 
 CONFIG = load_run_config(Path("deploy/runs/tiny_cpu.toml"))
@@ -70,9 +71,10 @@ def directory(tmp_path: Path) -> RunDirectory:
     for split in ("train", "test"):
         (tmp_path / "data" / split).mkdir(parents=True)
         (tmp_path / "data" / split / "state.json").write_text('{"_fingerprint": "a"}')
+    (tmp_path / "data" / "dataset_dict.json").write_text("{}")
     run = tmp_path / "run"
     run.mkdir()
-    open_run_directory(CONFIG, run, "train", resume=False).begin(CONFIG, "train", tmp_path / "data")
+    open_run_directory(CONFIG, run, "train", resume=False).begin(CONFIG, "train", PairSet(tmp_path / "data"))
     for version in (1, 2, 3):
         writers = make_writers(run / "checkpoints", 3, keep=9)
         writers[0].begin(version)

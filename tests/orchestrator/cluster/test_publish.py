@@ -9,9 +9,9 @@ from learner.config import LearnerConfig
 from orchestrator.cluster.publish import NcclPublisher, StorePublisher, make_publisher
 from orchestrator.cluster.roles import BUCKET_BYTES, RayLearner
 from orchestrator.loop.roles import Exported
+from records.manifest import Manifest, TensorInfo
+from records.samples import PolicyVersion
 from rollout.config import RolloutConfig
-from tvr.manifest import Manifest, TensorInfo
-from tvr.records import PolicyVersion
 
 
 class FakeWorker:

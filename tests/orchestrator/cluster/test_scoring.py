@@ -6,17 +6,17 @@ import pickle
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import ray
 
 from orchestrator.cluster.pictures import attached, detached, reference, store
 from orchestrator.cluster.scoring import RayScorer
+from records.samples import Sample, Score, ScoringFailure, StoredPictures
 from reward_service.actor import RewardWorker
-from reward_service.config import RewardConfig
+from tasks.tvr.language.gold import Gold
+from tasks.tvr.rules import StarOptions
 from tests.fakes import GOLD, make_group, make_prompt
-from tvr.records import Gold, ImagePair, Sample, Score, ScoringFailure, StoredPair
 
 pytestmark = pytest.mark.slow
 HERE = "tests.orchestrator.cluster.test_scoring"
@@ -44,13 +44,11 @@ def a_local_ray() -> Iterator[None]:
     ray.shutdown()
 
 
-def scorer(**settings: Any) -> RayScorer:
+def scorer(rule: str, concurrent_samples: int = 16, timeout_s: float = 60.0) -> RayScorer:
     """As a rollout worker has it: a copy of the driver's."""
-    config = RewardConfig(**settings)
     worker = ray.remote(num_cpus=0, max_concurrency=1000)(RewardWorker)
-    return pickle.loads(
-        ray.cloudpickle.dumps(RayScorer([worker.remote(config) for _ in range(config.workers)], config))
-    )
+    actors = [worker.remote("tvr", rule, StarOptions(), concurrent_samples)]
+    return pickle.loads(ray.cloudpickle.dumps(RayScorer(actors, timeout_s)))
 
 
 def samples(*texts: str) -> list[Sample]:
@@ -96,11 +94,11 @@ async def test_a_worker_that_hangs_or_dies_is_a_failure_and_no_number(text: str,
 
 
 def test_pictures_lie_in_the_object_store_and_not_in_what_is_sent():
-    prompt = replace(make_prompt("0/basic/center"), pair=ImagePair(initial=b"i" * 9999, final=b"f" * 9999, view="left"))
+    prompt = replace(make_prompt("0/basic/center"), images=(b"i" * 9999, b"f" * 9999))
     stored = store(prompt)
     sent = pickle.dumps(detached(stored))
     assert len(sent) < 5000
-    assert pickle.loads(sent).pair == StoredPair(view="left", reference=None)
+    assert pickle.loads(sent).images == StoredPictures(reference=None)
     with pytest.raises(ValueError, match="0/basic/center came without its pictures"):
         _ = stored.pictures
     assert attached(pickle.loads(sent), ray.get(reference(stored))) == prompt

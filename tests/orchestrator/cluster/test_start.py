@@ -75,7 +75,7 @@ def test_nobody_without_its_token_runs_code_in_a_local_run(tmp_path):
     assert run.returncode == 0
 
 
-@pytest.mark.parametrize("name", ["learner/__init__.py", "tvr.py"])
+@pytest.mark.parametrize("name", ["learner/__init__.py", "tasks.py"])
 def test_other_code_of_the_same_name_in_the_directory_of_the_run_is_said_at_once(monkeypatch, tmp_path, name):
     config = load_run_config(TINY)
     file = tmp_path / name

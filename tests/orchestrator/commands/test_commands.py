@@ -13,9 +13,9 @@ import pytest
 from learner.config import LearnerConfig
 from learner.refused import save_refused
 from orchestrator.commands.cli import main
+from tasks.tvr.data import dataset
+from tasks.tvr.language.answer import format_answer
 from tests.learner.ranks import make_job
-from tvr.data import dataset
-from tvr.language.answer import format_answer
 
 ROOT = Path(__file__).parents[3]
 SCORE = ["score", "--data", "pairs", "--replies", "replies.jsonl"]
@@ -78,7 +78,7 @@ def test_names_of_files_are_said_as_they_are(folder, tmp_path, monkeypatch, caps
     said = capsys.readouterr().out
     for line in (
         "pairs to a[red]b in ",
-        "pairs to p[/x]:smile:.html; open it in a browser\n",
+        "prompts to p[/x]:smile:.html; open it in a browser\n",
         "a[red]b: OK, 2 pairs in",
     ):
         assert line in said
@@ -200,7 +200,7 @@ TRAIN = ["train", TINY, *(part for setting in MADE for part in ("--set", setting
         (["tiny-policy", "new", "--seed", "-1"], "Invalid value for '--seed': '-1' is not a whole number from 0 to"),
         ([*SCORE, "--rule", "nosuch:f"], "the rule 'nosuch:f' cannot be imported (ModuleNotFoundError: No module"),
         ([*SCORE, "--rule", "failing_rule:f"], "cannot be imported (ModuleNotFoundError: No module named 'none_such')"),
-        ([*SCORE, "--rule", "best"], "--rule: 'best' is no rule; give one of star"),
+        ([*SCORE, "--rule", "best"], "reward_service.rule = 'best': 'best' is no rule; give one of star"),
         (SCORE, "ids have no reply"),
         ([*EVAL, "nowhere"], "--model nowhere: has no config.json"),
         ([*EVAL, "broken_model"], "its config.json cannot be used (It looks like the config file"),

@@ -27,13 +27,13 @@ from orchestrator.evaluation.ask import (
     engine_asker,
 )
 from orchestrator.loop.stop import cancelled_by_sigterm
+from records.samples import Prompt
 from rollout.shm import PREFIX, shm_folder
+from tasks.tvr.data.config import DataConfig
+from tasks.tvr.data.dataset import load
+from tasks.tvr.data.rendered import make
+from tasks.tvr.language.answer import Answer, parse
 from tests.fakes import FakeChatServer, chat_completion, make_prompt
-from tvr.data.config import DataConfig
-from tvr.data.dataset import load
-from tvr.data.rendered import make
-from tvr.language.answer import Answer, parse
-from tvr.records import ImagePair, Prompt
 
 TINY = "deploy/models/tiny"
 PROMPTS = [make_prompt(f"{number}/basic/center") for number in range(4)]
@@ -231,7 +231,7 @@ def model(tmp_path) -> Path:
 
 
 def describe_folder(model: Path) -> Asked:
-    return describe(str(model), None, model.parent, "test", 64)
+    return describe(str(model), None, "recipe 1", "test", 64)
 
 
 def test_a_policy_is_known_by_its_files_wherever_they_lie(model, tmp_path):
@@ -262,7 +262,7 @@ def test_the_same_content_under_another_name_is_another_policy(model):
 
 
 def test_the_policy_of_an_endpoint_is_not_known(tmp_path):
-    assert describe("org/name", "http://127.0.0.1:1/v1", tmp_path, "test", 64).policy is None
+    assert describe("org/name", "http://127.0.0.1:1/v1", "recipe 1", "test", 64).policy is None
 
 
 def test_no_two_runs_share_a_replies_file_by_default(model, tmp_path):
@@ -301,18 +301,9 @@ def test_replies_of_unknown_origin_are_not_gone_on_with(tmp_path):
         claim(out, ASKED)
 
 
-def test_a_data_set_is_known_by_its_recipe_wherever_it_lies(tmp_path):
-    folders = [tmp_path / name for name in ("a", "b", "c")]
-    for folder, recipe in zip(folders, ("{}", "{}", '{"seed": 1}'), strict=True):
-        folder.mkdir()
-        (folder / "recipe.json").write_text(recipe)
-    first, moved, other = (describe(TINY, None, folder, "test", 64) for folder in folders)
-    assert first == moved != other
-
-
 def test_a_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"has no config\.json"):
-        describe(str(tmp_path), None, tmp_path, "test", 64)
+        describe(str(tmp_path), None, "recipe 1", "test", 64)
 
 
 # A chat server
@@ -325,8 +316,7 @@ def encoded(kind: str, color: str) -> bytes:
 
 
 def seen_prompt(name: str = "0/view/left") -> Prompt:
-    pair = ImagePair(initial=encoded("PNG", "red"), final=encoded("JPEG", "blue"), view="left")
-    return replace(make_prompt(name), pair=pair)
+    return replace(make_prompt(name), images=(encoded("PNG", "red"), encoded("JPEG", "blue")))
 
 
 async def test_a_server_gets_both_pictures_in_order_in_place_of_the_placeholders():
@@ -344,7 +334,7 @@ async def test_a_server_gets_both_pictures_in_order_in_place_of_the_placeholders
     assert user["content"][::2] == prompt.messages[1]["content"][::2]
     urls = [part["image_url"]["url"].partition(",") for part in user["content"][1::2]]
     assert [head for head, _, _ in urls] == ["data:image/png;base64", "data:image/jpeg;base64"]
-    assert [base64.b64decode(data) for _, _, data in urls] == [prompt.pair.initial, prompt.pair.final]
+    assert [base64.b64decode(data) for _, _, data in urls] == list(prompt.images)
 
 
 async def test_the_key_is_taken_from_the_environment(monkeypatch):
@@ -403,7 +393,7 @@ async def test_a_server_that_is_not_there_is_an_error_that_names_the_prompt():
 
 async def test_a_picture_of_unknown_type_is_an_error_that_names_the_prompt():
     async with endpoint_asker("http://127.0.0.1:1/v1", "m", 9) as ask:
-        with pytest.raises(ConfigError, match="prompt 0/basic/center: its initial picture begins with b'initial'"):
+        with pytest.raises(ConfigError, match="prompt 0/basic/center: its picture 1 begins with b'initial'"):
             await ask(make_prompt())
 
 

@@ -15,13 +15,16 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from orchestrator.commands.score import score
 from orchestrator.config import ConfigError
-from orchestrator.evaluation.score import print_report, reward_config, score_replies, write_json
-from reward_service.config import RewardConfig
-from tvr.data.dataset import load, load_golds, write_folder
-from tvr.language.metrics import METRICS
-from tvr.language.scene import SceneObject
-from tvr.records import Gold
+from orchestrator.evaluation.score import ScoreReport, print_report, score_replies, write_json
+from reward_service.rules import load_rule
+from tasks.tvr.data.dataset import load, load_golds, write_folder
+from tasks.tvr.language.gold import Gold
+from tasks.tvr.language.metrics import METRICS
+from tasks.tvr.language.scene import SceneObject
+from tasks.tvr.rules import StarOptions
+from tasks.tvr.task import TASK
 
 SCENE = (
     SceneObject(color="red", shape="cube", size="large", material="metal", position=(-2.0, 0.5)),
@@ -41,6 +44,12 @@ REPLIES = {
     "3/view/right": "0.color.gray",  # malformed
 }
 HERE = "tests.orchestrator.evaluation.test_score"
+
+
+def scored(data: Path, replies: Path, rule: str = "star", split: str = "test", **progress: Any) -> ScoreReport:
+    where = f"{data}, split {split!r}"
+    found = load_rule(TASK, rule, StarOptions())
+    return score_replies(TASK, load_golds(data, split), replies, found, where=where, **progress)
 
 
 def make_row(sample_id: str, truth: str) -> dict[str, Any]:
@@ -84,7 +93,7 @@ def replies(tmp_path: Path) -> Path:
 
 def as_json(data: Path, replies: Path, rule: str = "star") -> dict[str, Any]:
     path = replies.with_name("new") / "scores.json"
-    write_json(score_replies(data, replies, reward_config(rule)), path)
+    write_json(scored(data, replies, rule), path)
     assert [file.name for file in path.parent.iterdir()] == ["scores.json"]
     return json.loads(path.read_text())
 
@@ -165,6 +174,8 @@ def test_the_json_file_has_these_keys_and_no_others(data, replies):
         "by_changes",
         "well_formed",
         "mean_tokens",
+        "careful",
+        "triplets",
         "reward",
         "samples",
     ]
@@ -235,23 +246,23 @@ LINES = to_lines(REPLIES)
 def test_a_wrong_replies_file_is_an_error_with_place_and_remedy(data, tmp_path, lines, message):
     path = write_lines(tmp_path, lines)
     with pytest.raises(ConfigError, match=rf"^{path}(:|,) {message}"):
-        score_replies(data, path, RewardConfig())
+        scored(data, path)
 
 
 def test_bytes_that_are_no_text_are_an_error_with_the_line(data, tmp_path):
     path = tmp_path / "replies.jsonl"
     path.write_bytes(LINES[0].encode() + b'\n{"id": "\xff"}\n')
     with pytest.raises(ConfigError, match=r"line 2: is not JSON .*utf-8"):
-        score_replies(data, path, RewardConfig())
+        scored(data, path)
 
 
 def test_a_missing_file_folder_or_split_is_named(data, replies, tmp_path):
     with pytest.raises(ConfigError, match=r"nothing\.jsonl: cannot be read"):
-        score_replies(data, tmp_path / "nothing.jsonl", RewardConfig())
+        scored(data, tmp_path / "nothing.jsonl")
     with pytest.raises(ConfigError, match=f"no data set in {tmp_path / 'nothing'}"):
-        score_replies(tmp_path / "nothing", replies, RewardConfig())
+        score(tmp_path / "nothing", replies)
     with pytest.raises(ConfigError, match="no split 'train'; it has test"):
-        score_replies(data, replies, RewardConfig(), split="train")
+        score(data, replies, split="train")
 
 
 @pytest.mark.parametrize(
@@ -272,12 +283,12 @@ def test_data_that_makes_no_sense_is_an_error_that_names_the_sample(tmp_path, ro
     folder = write_data(tmp_path / "pairs", rows)
     path = write_lines(tmp_path, to_lines({row["id"]: "" for row in rows}))
     with pytest.raises(ConfigError, match=f"{folder}, split 'test': .*{message}"):
-        score_replies(folder, path, RewardConfig())
+        scored(folder, path)
 
 
 def test_golds_are_those_of_the_prompts(data):
     golds, prompts = load_golds(data, "test"), load(data, "test")
-    assert list(golds) == [(prompt.id, prompt.pair.view, prompt.gold) for prompt in prompts]
+    assert list(golds) == [(prompt.id, prompt.gold) for prompt in prompts]
     assert golds.ids() == list(TRUTH)
     assert len(golds) == 4
 
@@ -301,7 +312,7 @@ def ambiguous(text: str, gold: Gold) -> dict[str, float]:
 @pytest.mark.parametrize(("rule", "cause"), [("broken", "ZeroDivisionError"), ("unbounded", "finite number")])
 def test_a_users_rule_that_fails_ends_with_the_sample_and_its_traceback(data, replies, rule, cause):
     with pytest.raises(ConfigError) as caught:
-        score_replies(data, replies, RewardConfig(rule=f"{HERE}:{rule}"))
+        scored(data, replies, f"{HERE}:{rule}")
     first, *rest = str(caught.value).splitlines()
     assert first.startswith(f"{replies}, line 4: the rule failed on sample 3/view/right; mend it. Traceback")
     assert cause in rest[-1]
@@ -313,18 +324,18 @@ def test_a_part_that_is_left_out_of_a_sample_is_zero_there(data, replies):
 
 def test_a_part_may_not_be_called_total(data, replies):
     with pytest.raises(ConfigError, match="part named 'total'"):
-        score_replies(data, replies, RewardConfig(rule=f"{HERE}:ambiguous"))
+        scored(data, replies, f"{HERE}:ambiguous")
 
 
 def test_a_rule_that_is_not_there_is_refused(data, replies):
-    with pytest.raises(ConfigError, match=r"--rule: 'best' is no rule; give one of star, naive"):
-        reward_config("best")
+    with pytest.raises(ConfigError, match=r"reward_service.rule = 'best': 'best' is no rule; give one of star, naive"):
+        score(data, replies, rule="best")
     with pytest.raises(ConfigError, match="cannot be imported"):
-        score_replies(data, replies, reward_config("no_such_module:rule"))
+        score(data, replies, rule="no_such_module:rule")
 
 
 def test_a_json_path_that_cannot_be_written_is_an_error(data, replies, tmp_path):
-    report = score_replies(data, replies, RewardConfig())
+    report = scored(data, replies)
     with pytest.raises(ConfigError, match=r"--json .*replies\.jsonl/scores\.json: cannot be written"):
         write_json(report, replies / "scores.json")
     with pytest.raises(ConfigError, match=f"--json {tmp_path}: cannot be written"):
@@ -333,13 +344,13 @@ def test_a_json_path_that_cannot_be_written_is_an_error(data, replies, tmp_path)
 
 def test_progress_ends_with_the_number_of_samples(data, replies):
     seen: list[tuple[int, int]] = []
-    score_replies(data, replies, RewardConfig(), progress=lambda done, total: seen.append((done, total)))
+    scored(data, replies, progress=lambda done, total: seen.append((done, total)))
     assert seen == [(4, 4)]
 
 
 def test_the_report_is_printed_with_a_dash_where_nothing_is_known(data, replies):
     text = io.StringIO()
-    print_report(score_replies(data, replies, RewardConfig()), Console(file=text, width=100))
+    print_report(TASK, scored(data, replies), Console(file=text, width=100))
     rows = {
         cells[1].strip(): cells[2].strip()
         for line in text.getvalue().splitlines()
@@ -353,8 +364,8 @@ def test_the_report_is_printed_with_a_dash_where_nothing_is_known(data, replies)
 
 def test_scoring_loads_no_ray_and_no_engine(data, replies):
     code = (
-        "import sys\nfrom pathlib import Path\nfrom orchestrator.evaluation.score import *\n"
-        "score_replies(Path(sys.argv[1]), Path(sys.argv[2]), RewardConfig())\n"
+        "import sys\nfrom pathlib import Path\nfrom orchestrator.commands.score import score\n"
+        "score(Path(sys.argv[1]), Path(sys.argv[2]))\n"
         "loaded = {'torch', 'ray', 'vllm', 'deepspeed', 'transformers', 'mitsuba'} & set(sys.modules)\n"
         "assert not loaded, loaded"
     )

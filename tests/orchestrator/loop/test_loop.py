@@ -12,8 +12,8 @@ import pytest
 
 from orchestrator.loop.loop import Run, StaleGroup, StepTimes, check_staleness, sampling_seed, train
 from orchestrator.loop.window import Window
+from records.samples import PolicyVersion, ScoringFailure, StepReport
 from tests.fakes import FakeLearner, FakePrompts, FakePublisher, FakeRollouts, make_group, make_prompt, make_scored
-from tvr.records import PolicyVersion, ScoringFailure, StepReport
 
 
 @dataclass(kw_only=True)

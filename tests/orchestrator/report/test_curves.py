@@ -9,6 +9,7 @@ from rich.text import Text
 from orchestrator.report.curves import loss_curve, reward_curve, shares_curve
 
 ROWS = [{"step": step, "reward": step / 10, "loss": 1 / step, "careful": 1.0, "exact": 0.5} for step in range(1, 141)]
+SHARES = ("exact", "careful")
 HELD_OUT = [(0.0, 0.2), (70.0, 0.2), (140.0, 0.2)]
 
 
@@ -30,7 +31,7 @@ CURVES: dict[str, tuple[str, Callable[..., Text]]] = {
     "loss": ("Loss (2 steps a point)", loss_curve),
     "share": (
         "Shares: c careful, e exact, T held-out TAcc (4 steps a point)",
-        lambda rows, **more: shares_curve(rows, HELD_OUT, **more),
+        lambda rows, **more: shares_curve(rows, SHARES, HELD_OUT, "TAcc", **more),
     ),
 }
 
@@ -67,7 +68,7 @@ def test_a_run_of_few_steps_has_curves_too(label: str, steps: int):
 
 
 def test_shares_stand_at_their_height_of_a_scale_from_0_to_1():
-    lines = printed(shares_curve(ROWS, HELD_OUT))
+    lines = printed(shares_curve(ROWS, SHARES, HELD_OUT, "TAcc"))
     drawn = {line.split("┤")[0].strip(): marks(line) for line in lines if "┤" in line}
     assert list(drawn) == ["1.00", "0.80", "0.60", "0.40", "0.20", "0.00"]
     assert drawn["1.00"] == "c" * 35  # 140 steps, 4 a point
@@ -77,20 +78,20 @@ def test_shares_stand_at_their_height_of_a_scale_from_0_to_1():
 
 
 def test_without_evaluations_beside_there_are_no_points_of_them():
-    lines = printed(shares_curve(ROWS, []))
+    lines = printed(shares_curve(ROWS, SHARES, [], "TAcc"))
     assert lines[0] == "Shares: c careful, e exact (4 steps a point)"
     assert "T" not in "".join(lines[1:])
 
 
 def test_a_point_is_the_mean_of_its_steps():
     rows = [{"step": step, "careful": float(step % 2), "exact": float(step % 2)} for step in range(1, 81)]
-    lines = printed(shares_curve(rows, []))  # 0 and 1 in turn: each mean of 2 steps is 0.5
+    lines = printed(shares_curve(rows, SHARES, [], "TAcc"))  # 0 and 1 in turn: each mean of 2 steps is 0.5
     assert sum(line.count("e") for line in lines if line.strip().startswith("│")) == 40
     assert not any(marks(line) for line in lines)
 
 
 def test_rows_of_an_older_run_without_the_columns_are_passed_over():
     old = [{"step": row["step"]} for row in ROWS]
-    assert not any(marks(line) for line in printed(shares_curve(old, [])))
-    lines = printed(shares_curve([*old[:70], *ROWS[70:]], []))
+    assert not any(marks(line) for line in printed(shares_curve(old, SHARES, [], "TAcc")))
+    lines = printed(shares_curve([*old[:70], *ROWS[70:]], SHARES, [], "TAcc"))
     assert lines[-2].split()[0] == "72"  # steps 71 and 72

@@ -10,34 +10,33 @@ import torch
 
 import orchestrator.run.directory
 from learner.checkpoint import CheckpointWriter
-from orchestrator.config import ConfigError, RunConfig, load_run_config
+from orchestrator.config import ConfigError, RunConfig, for_task, load_run_config
 from orchestrator.run.directory import RunDirectory, claimed_run_directory, open_run_directory
-from orchestrator.run.evaluate import read_reply
-from tests.fakes import GOLD, make_evaluation, make_prompt
-from tvr.language.answer import Malformed
-from tvr.language.metrics import judge, summarise
-from tvr.records import PolicyVersion
+from records.samples import PolicyVersion
+from tasks.tvr.task import TASK, PairSet
+from tests.fakes import GOLD, make_evaluation, make_held_out_reply, make_prompt
 
 TINY = Path("deploy/runs/tiny_cpu.toml")
 CONFIG = load_run_config(TINY)
-REPORT = summarise([])
+REPORT = TASK.report([TASK.judge("", GOLD)], None)
 
 
 @pytest.fixture
-def converted(tmp_path: Path) -> Path:
+def converted(tmp_path: Path) -> PairSet:
     """What identifies a data set that was not rendered here."""
     return data_set(tmp_path / "converted", "a1", "b2")
 
 
-def data_set(folder: Path, *fingerprints: str) -> Path:
+def data_set(folder: Path, *fingerprints: str) -> PairSet:
     for split, fingerprint in zip(("train", "test"), fingerprints, strict=True):
         (folder / split).mkdir(parents=True)
         (folder / split / "state.json").write_text(json.dumps({"_fingerprint": fingerprint}))
-    return folder
+    (folder / "dataset_dict.json").write_text("{}")
+    return PairSet(folder)
 
 
 @pytest.fixture
-def begun(tmp_path: Path, converted: Path) -> Path:
+def begun(tmp_path: Path, converted: PairSet) -> Path:
     """A directory in which a run with CONFIG has begun."""
     (tmp_path / "run").mkdir()
     open_run_directory(CONFIG, tmp_path / "run", "train", resume=False).begin(CONFIG, "train", converted)
@@ -62,11 +61,11 @@ def config_with(*overrides: str) -> RunConfig:
 
 
 def written(out: Path, name: str = "config.toml") -> RunConfig:
-    return RunConfig.model_validate(tomllib.loads((out / name).read_text()))
+    return for_task(RunConfig, TASK).model_validate(tomllib.loads((out / name).read_text()))
 
 
 @pytest.mark.parametrize("resume", [False, True])
-def test_a_new_directory_begins_at_version_0_with_the_resolved_config(tmp_path: Path, converted: Path, resume: bool):
+def test_a_new_directory_begins_at_version_0_with_the_resolved_config(tmp_path: Path, converted: PairSet, resume: bool):
     out = tmp_path / "some" / "run"
     config = config_with("loop.steps=3")
     with claimed_run_directory(config, out, "train", resume) as directory:
@@ -159,15 +158,15 @@ def test_resume_refuses_fewer_steps_than_are_made(begun: Path):
         resumed(begun, "loop.steps=4")
 
 
-def test_resume_knows_the_data_by_what_they_hold(begun: Path, converted: Path, tmp_path: Path):
+def test_resume_knows_the_data_by_what_they_hold(begun: Path, converted: PairSet, tmp_path: Path):
     directory = resumed(begun)
-    directory.check_data(converted.rename(tmp_path / "moved"))
+    directory.check_data(PairSet(converted.folder.rename(tmp_path / "moved")))
     other = data_set(tmp_path / "other", "a1", "c3")
     with pytest.raises(
-        ConfigError, match=r"data known as fingerprints a1, b2, and .*other holds .*fingerprints a1, c3"
+        ConfigError, match=r"data known as fingerprints a1, b2, and these are known as fingerprints a1, c3"
     ):
         directory.check_data(other)
-    (other / "recipe.json").write_text("{}")
+    (other.folder / "recipe.json").write_text("{}")
     with pytest.raises(ConfigError, match="known as recipe 44136fa355b3"):
         directory.check_data(other)
 
@@ -176,7 +175,9 @@ def test_resume_knows_the_data_by_what_they_hold(begun: Path, converted: Path, t
     "override",
     ["loop.steps=150", "learner.ranks=2", "checkpoint.keep=3", "rollout.workers=2", "data.workers=2"],
 )
-def test_resume_says_what_may_change_keeps_the_new_value_and_what_it_was(begun: Path, converted: Path, override: str):
+def test_resume_says_what_may_change_keeps_the_new_value_and_what_it_was(
+    begun: Path, converted: PairSet, override: str
+):
     save_checkpoint(begun, 2)
     before, config = written(begun), config_with(override)
     directory = resumed(begun, override)
@@ -190,7 +191,7 @@ def test_resume_says_what_may_change_keeps_the_new_value_and_what_it_was(begun: 
     assert resumed(begun, override).changed == ()
 
 
-def test_begin_forgets_the_rows_after_the_checkpoint_and_keeps_the_others(begun: Path, converted: Path):
+def test_begin_forgets_the_rows_after_the_checkpoint_and_keeps_the_others(begun: Path, converted: PairSet):
     rows = [{"step": step, "loss": step / 8} for step in range(1, 6)]
     (begun / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     save_checkpoint(begun, 3)
@@ -201,7 +202,7 @@ def test_begin_forgets_the_rows_after_the_checkpoint_and_keeps_the_others(begun:
     assert not list(begun.glob("config-*"))  # nothing changed
 
 
-def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(begun: Path, converted: Path):
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(begun: Path, converted: PairSet):
     (begun / "metrics.jsonl").write_text('{"step": 1}\n')
     directory = resumed(begun)
     assert directory.changed == ("no checkpoint yet: the run begins anew, and its 1 steps are made again",)
@@ -231,34 +232,30 @@ def test_a_record_that_cannot_be_read_is_named(begun: Path, name: str):
 
 
 def test_evaluations_are_kept_added_to_and_renewed(begun: Path):
-    judged = summarise([judge(Malformed(reason="none"), GOLD, view="center", num_tokens=1)])
+    judged = REPORT | {"careful": 0.25}
     first = resumed(begun)
     assert first.evaluations() == {}
     first.add_evaluation("before", make_evaluation(REPORT, 0))
     second = resumed(begun)
     second.add_evaluation("after", make_evaluation(REPORT, 2))
-    second.add_evaluation("after", make_evaluation(judged, 3, 4, careful=0.25, triplets=1.5))
-    assert second.reports("before", "after", "never") == {"before": REPORT, "after": judged}
-    assert {name: found["versions"] for name, found in second.evaluations().items()} == {
-        "before": [0, 0],
-        "after": [3, 4],
-    }
-    assert (second.evaluations()["after"]["careful"], second.evaluations()["after"]["triplets"]) == (0.25, 1.5)
+    second.add_evaluation("after", make_evaluation(judged, 3, 4))
+    assert second.evaluations() == {"before": {"versions": [0, 0], **REPORT}, "after": {"versions": [3, 4], **judged}}
     assert sorted(path.name for path in begun.iterdir()) == ["config.toml", "evaluation.json", "replies", "run.json"]
 
 
 def test_an_evaluation_keeps_its_replies_and_their_means(begun: Path):
     directory = resumed(begun)
     assert directory.replies("version 20") == {}
-    replies = tuple(read_reply(make_prompt(name), text, 9) for name, text in (("b/a/left", "x\ny\u2028"), ("a", "")))
-    directory.add_evaluation("version 20", make_evaluation(REPORT, 20, careful=0.25, triplets=1.5, replies=replies))
+    replies = tuple(
+        make_held_out_reply(make_prompt(name), text) for name, text in (("b/a/left", "x\ny\u2028"), ("a", ""))
+    )
+    directory.add_evaluation("version 20", make_evaluation(REPORT, 20, replies=replies))
     assert directory.replies("version 20") == {"b/a/left": "x\ny\u2028", "a": ""}
     assert list(directory.replies("version 20")) == ["b/a/left", "a"]
     directory.add_evaluation("version 20", make_evaluation(REPORT, 20, replies=replies[1:]))
     assert directory.replies("version 20") == {"a": ""}
     assert [path.name for path in (begun / "replies").iterdir()] == ["version-20.jsonl"]  # and no part of one
-    found = directory.evaluations()["version 20"]
-    assert (found["careful"], found["triplets"], "replies" in found) == (0.0, 0.0, False)
+    assert "replies" not in directory.evaluations()["version 20"]
 
 
 def test_an_evaluation_whose_replies_cannot_be_written_is_not_there(begun: Path):

@@ -8,10 +8,10 @@ import pytest
 from rich.console import Console
 
 from orchestrator.run.directory import RunDirectory
-from orchestrator.run.end import held_out_accuracy, show_imitation, show_training
-from orchestrator.run.evaluate import read_reply
-from tests.fakes import TRUE_REPLY, make_evaluation, make_prompt
-from tvr.language.metrics import summarise
+from orchestrator.run.end import held_out_shares, show_imitation, show_training
+from orchestrator.run.evaluate import report_on
+from tasks.tvr.task import TASK
+from tests.fakes import TRUE_REPLY, make_evaluation, make_held_out_reply, make_prompt
 
 PROMPTS = [make_prompt(f"{number}/basic/center") for number in range(2)]
 WRONG = "<think></think><answer></answer>"
@@ -22,9 +22,8 @@ ROWS = [
 
 
 def evaluated(directory: RunDirectory, name: str, texts: list[str], oldest: int, newest: int) -> None:
-    replies = tuple(read_reply(prompt, text, 9) for prompt, text in zip(PROMPTS, texts, strict=True))
-    report = summarise([reply.judgement for reply in replies])
-    directory.add_evaluation(name, make_evaluation(report, oldest, newest, replies=replies))
+    replies = tuple(make_held_out_reply(prompt, text) for prompt, text in zip(PROMPTS, texts, strict=True))
+    directory.add_evaluation(name, make_evaluation(report_on(TASK, replies), oldest, newest, replies))
 
 
 @pytest.fixture
@@ -40,7 +39,7 @@ def directory(tmp_path: Path) -> RunDirectory:
 def said(show: Callable[..., None], directory: RunDirectory, width: int = 80) -> str:
     console = Console(width=width, force_terminal=False, _environ={})
     with console.capture() as capture:
-        show(console, directory, PROMPTS)
+        show(console, TASK, directory, PROMPTS)
     return capture.get()
 
 
@@ -53,11 +52,11 @@ def test_training_ends_with_tables_curves_and_pairs_in_80_columns(directory: Run
     text = said(show_training, directory)
     assert in_order(
         text,
-        "Greedy answers on held-out pairs",
+        "Greedy answers to held-out prompts",
         "Reward of sampled answers",
         "\nMean reward of sampled answers\n",
         "\nShares: c careful, e exact\n",
-        "\nHeld-out pairs, before and after\n",
+        "\nHeld-out prompts, before and after\n",
         "\n0/basic/center\n",  # became right
         "\n1/basic/center\n",
     )
@@ -77,14 +76,14 @@ def test_curves_are_as_wide_as_the_terminal_but_80_columns_at_most(
 
 def test_the_supervised_baseline_ends_with_its_metrics_its_loss_and_pairs(directory: RunDirectory):
     text = said(show_imitation, directory)
-    assert in_order(text, "Greedy answers on held-out pairs", "\nLoss\n", "\nHeld-out pairs, before and after\n")
+    assert in_order(text, "Greedy answers to held-out prompts", "\nLoss\n", "\nHeld-out prompts, before and after\n")
     assert "reward" not in text
 
 
 def test_evaluations_beside_training_are_points_with_those_before_and_after(directory: RunDirectory):
-    assert held_out_accuracy(directory) == []
+    assert held_out_shares(TASK, directory) == []
     evaluated(directory, "version 2", [TRUE_REPLY, TRUE_REPLY], 2, 3)
-    assert held_out_accuracy(directory) == [(0, 0.0), (2, 1.0), (4, 0.5)]  # at the oldest version that answered
+    assert held_out_shares(TASK, directory) == [(0, 0.0), (2, 1.0), (4, 0.5)]  # at the oldest version that answered
     text = said(show_training, directory)
     assert "\nShares: c careful, e exact, T held-out TAcc\n" in text
     assert sum(line.count("T") for line in text.partition("\nShares")[2].splitlines()[1:] if line[4:5] in "┤│") == 3

@@ -4,13 +4,13 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from orchestrator.evaluation.score import reward_config, score_replies
 from orchestrator.run.directory import RunDirectory
 from orchestrator.run.evaluate import evaluate
-from tests.fakes import FakeRollouts, make_prompt
-from tests.orchestrator.evaluation.test_score import REPLIES, TRUTH, make_row, write_data
-from tvr.data.dataset import load
-from tvr.records import Prompt, Sample
+from records.samples import Prompt, Sample
+from tasks.tvr.data.dataset import load
+from tasks.tvr.task import TASK
+from tests.fakes import FakeRollouts, FakeScorer, make_prompt
+from tests.orchestrator.evaluation.test_score import REPLIES, TRUTH, make_row, scored, write_data
 
 # By the number in the prompt's id; two objects, and 0.color.blue is true.
 ANSWERS = [
@@ -36,10 +36,11 @@ async def test_an_evaluation_has_the_means_and_the_replies_in_the_order_of_the_p
     prompts = [make_prompt(f"{number}/basic/center") for number in range(4)]
     rollouts = ReplyingRollouts({prompt.id: text for prompt, text in zip(prompts, ANSWERS, strict=True)})
     told: list[int] = []
-    found = await evaluate(rollouts, prompts, told.append, 64)
-    assert found.careful == 2 / 4
-    assert found.triplets == (1 + 2 + 0 + 0) / 4
-    assert found.report.metrics["TAcc"] == 1 / 4
+    found = await evaluate(TASK, rollouts, FakeScorer(), prompts, told.append, 64)
+    assert found.report["careful"] == 2 / 4
+    assert found.report["triplets"] == (1 + 2 + 0 + 0) / 4
+    assert found.report["reward"] == {"total": 1.0, "all": 1.0}
+    assert found.report["metrics"]["TAcc"] == 1 / 4
     assert [(reply.id, reply.text) for reply in found.replies] == list(rollouts.replies.items())
     assert {reply.num_tokens for reply in found.replies} == {2}
     assert (found.oldest, found.newest, told) == (0, 0, [1, 2, 3, 4])
@@ -48,7 +49,7 @@ async def test_an_evaluation_has_the_means_and_the_replies_in_the_order_of_the_p
 async def test_the_file_of_an_evaluation_is_scored_to_the_same_metrics(tmp_path: Path):
     data = write_data(tmp_path / "data", [make_row(*row) for row in TRUTH.items()])
     prompts = list(load(data, "test"))
-    found = await evaluate(ReplyingRollouts(REPLIES), prompts, lambda done: None, 64)
+    found = await evaluate(TASK, ReplyingRollouts(REPLIES), FakeScorer(), prompts, lambda done: None, 64)
     out = tmp_path / "run"
     out.mkdir()
     RunDirectory(out).add_evaluation("version 20", found)
@@ -58,4 +59,4 @@ async def test_the_file_of_an_evaluation_is_scored_to_the_same_metrics(tmp_path:
         {"id": prompt.id, "reply": REPLIES[prompt.id], "num_tokens": 2} for prompt in prompts
     ]
     assert RunDirectory(out).replies("version 20") == REPLIES
-    assert score_replies(data, path, reward_config("star")).metrics == found.report
+    assert scored(data, path).found == {key: value for key, value in found.report.items() if key != "reward"}

@@ -10,11 +10,10 @@ from rich.console import Console
 from orchestrator.display import metrics_table, reward_table, step_line
 from orchestrator.loop.loop import StepTimes
 from orchestrator.run.metrics import MetricsFile, imitation_row, read_rows, step_row, terms_in, terms_of, write_rows
+from records.samples import PolicyVersion, SampleGroup, ScoredGroup, StepReport
 from reward_service.actor import ScoringLoad
-from tests.fakes import GOLD, make_group, make_prompt, make_scored
-from tvr.language.answer import parse
-from tvr.language.metrics import judge, summarise
-from tvr.records import PolicyVersion, SampleGroup, Score, ScoredGroup, StepReport
+from tasks.tvr.task import TASK
+from tests.fakes import GOLD, make_group, make_prompt, make_score, make_scored
 
 REPORT = StepReport(version=PolicyVersion(3), loss=0.5, grad_norm=2.0, tokens=12, stats={"ratio": 1.0})
 TIMES = StepTimes(wait_s=1.0, learn_s=2.0, publish_s=0.5, pause_s=0.25)
@@ -45,15 +44,15 @@ def test_a_row_by_hand(tmp_path):
     file.close()
     (read,) = read_rows(tmp_path / "metrics.jsonl")
     assert read == pytest.approx(row, rel=1e-5)
-    line = step_line(read, steps=10, left_s=125.0)
-    assert "step   3/10  version   3  reward +1.50" in line
+    line = step_line(read, steps=10, left_s=125.0, shares=("exact", "careful"))
+    assert "step   3/10  version   3  reward +1.50  exact 100%  staleness 0.5" in line
     assert "left 2:05" in line
 
 
 def with_replies(group: SampleGroup, replies: Sequence[str]) -> ScoredGroup:
     """*group* with these replies, each paid 1."""
     samples = tuple(replace(sample, text=text) for sample, text in zip(group.samples, replies, strict=True))
-    scores = tuple(Score(total=1.0, parts={"all": 1.0}, answer=parse(text)) for text in replies)
+    scores = tuple(make_score(1.0, text) for text in replies)
     return ScoredGroup(group=replace(group, samples=samples), scores=scores)
 
 
@@ -138,7 +137,9 @@ def test_a_supervised_row_by_hand():
     assert (row["step"], row["version"], row["loss"], row["ratio"]) == (3, 3, 0.5, 1.0)
     assert (row["answer_tokens"], row["answer_length"]) == (12.0, 3.0)
     assert (row["tokens_per_s"], row["samples_per_s"]) == (6.0, 2.0)
-    assert "step   3/10  version   3  loss +0.5000  6 tokens/s" in step_line(row, steps=10, left_s=0.0)
+    assert "step   3/10  version   3  loss +0.5000  6 tokens/s" in step_line(
+        row, steps=10, left_s=0.0, shares=("exact",)
+    )
 
 
 def cells(table) -> dict[str, list[str]]:
@@ -168,8 +169,8 @@ def test_the_reward_table_shows_every_term_that_any_row_has():
 
 
 def test_the_metrics_table_shows_a_missing_setting_as_a_dash():
-    answer = parse("<think></think><answer>0.color.blue</answer>")
-    shown = cells(metrics_table({"now": summarise([judge(answer, GOLD, view="center", num_tokens=9)])}))
+    read = TASK.judge("<think></think><answer>0.color.blue</answer>", GOLD)
+    shown = cells(metrics_table(TASK, {"now": TASK.report([read], mean_tokens=9.0)}))
     assert shown["Basic/Acc"] == ["1"]
     assert shown["Event/Acc"] == ["-"]
 

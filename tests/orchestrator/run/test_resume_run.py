@@ -17,8 +17,8 @@ import safetensors.torch
 import torch
 from transformers import AutoModelForImageTextToText
 
+from tasks.tvr.data.dataset import load
 from tests.orchestrator.small_runs import SFT, TINY, command
-from tvr.data.dataset import load
 
 pytestmark = pytest.mark.slow
 # No race between sampling and learning.

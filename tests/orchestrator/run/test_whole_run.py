@@ -12,9 +12,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from orchestrator.cluster.start import connected
 from orchestrator.config import RunConfig, load_run_config
+from tasks.tvr.data.dataset import load
 from tests.orchestrator.small_runs import SMALL, TINY, command
 from tests.parity import gaps_around_a_publish
-from tvr.data.dataset import load
 
 pytestmark = pytest.mark.slow
 

@@ -18,10 +18,10 @@ from orchestrator.study.results import (
     TrainingPoint,
     ValidationPoint,
 )
-from tvr.language.answer import format_answer
-from tvr.language.metrics import METRICS
-from tvr.language.scene import VIEWS
-from tvr.records import Prompt
+from records.samples import Prompt
+from tasks.tvr.language.answer import format_answer
+from tasks.tvr.language.metrics import METRICS
+from tasks.tvr.language.scene import VIEWS
 
 SHIPPED = Path("deploy/runs/study.toml")
 ANSWER = "<think> </think> <answer> </answer>"

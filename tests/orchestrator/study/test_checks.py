@@ -8,22 +8,28 @@ from typing import Any
 
 import pytest
 
-from learner.tiny_policy import make_tiny_policy
 from orchestrator.commands.cli import main
 from orchestrator.config import ConfigError
 from orchestrator.run.model_folder import open_model_folder
-from orchestrator.run.prompt_room import largest_prompt
 from orchestrator.study.checks import check_processor, check_prompt, check_scenes, scene_hash
 from orchestrator.study.config import StudyConfig, load_study_config
 from orchestrator.study.directory import check_base, open_study_directory
+from records.samples import Prompt
+from tasks.tvr.data.config import DataConfig
+from tasks.tvr.data.rendered import make
+from tasks.tvr.task import PairSet
 from tests.fakes import SCENE
 from tests.orchestrator.study.small_studies import SHIPPED, arm, write_study
-from tvr.data.config import DataConfig
-from tvr.data.rendered import make
+from tiny_policy.make import make_tiny_policy
 
 SIZE = (48, 48)
 SMALL = {"train": 6, "test": 4, "size": SIZE, "spp": 1, "workers": 1}
 STAR, NAIVE = arm("STAR-R1", "star"), arm("naive GRPO", "naive")
+
+
+def longest_prompt(folder: Path) -> Prompt:
+    (prompt,) = PairSet(folder).longest("test")
+    return prompt
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +88,7 @@ def test_a_scene_is_its_objects_and_their_places_in_whatever_order():
 
 def test_a_base_with_its_own_processor_is_good(base, pairs, tmp_path):
     study = study_of(tmp_path, model=str(base), rollout__max_answer_tokens=64)
-    check_prompt(study, check_processor(base, num_objects=4), largest_prompt(pairs / "one", "test"))
+    check_prompt(study, check_processor(base, num_objects=4), longest_prompt(pairs / "one"))
 
 
 @pytest.mark.parametrize(
@@ -151,7 +157,7 @@ def test_a_base_without_a_word_for_answers_is_refused(word, base, tmp_path):
 def test_pictures_that_leave_no_room_for_an_answer_are_refused(base, pairs, tmp_path):
     study = study_of(tmp_path, model=str(base), rollout__max_model_len=40, rollout__max_answer_tokens=20)
     with pytest.raises(ConfigError, match=r"rollout.max_model_len = 40: prompt test-\d/\w+/\w+ has \d+ tokens"):
-        check_prompt(study, check_processor(base, num_objects=4), largest_prompt(pairs / "one", "test"))
+        check_prompt(study, check_processor(base, num_objects=4), longest_prompt(pairs / "one"))
 
 
 def test_a_chat_template_without_places_for_the_pictures_is_refused(base, pairs, tmp_path):
@@ -159,7 +165,7 @@ def test_a_chat_template_without_places_for_the_pictures_is_refused(base, pairs,
     path = tmp_path / "model" / "chat_template.jinja"
     path.write_text(path.read_text().replace("<|image_pad|>", ""))
     with pytest.raises(ConfigError, match="its chat template has 0 places for the 2 pictures"):
-        check_prompt(study_of(tmp_path), check_processor(tmp_path / "model", 4), largest_prompt(pairs / "one", "test"))
+        check_prompt(study_of(tmp_path), check_processor(tmp_path / "model", 4), longest_prompt(pairs / "one"))
 
 
 def test_a_base_that_changed_since_the_study_began_is_refused(base, tmp_path):

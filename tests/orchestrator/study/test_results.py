@@ -5,13 +5,13 @@ from math import sqrt
 
 import pytest
 
-from orchestrator.run.evaluate import read_reply
 from orchestrator.study.results import (
     CHANGED_VIEW,
     HALF_GAIN,
     SAME_VIEW,
     StudyResult,
     ValidationPoint,
+    judge_reply,
     mean_and_error,
     read_cell,
     read_replies,
@@ -21,11 +21,12 @@ from orchestrator.study.results import (
     training_curve,
     validation_curve,
 )
+from records.samples import Prompt
+from tasks.tvr.language.gold import Gold
+from tasks.tvr.language.prompt import build_messages
+from tasks.tvr.language.scene import Transformation
 from tests.fakes import SCENE, TRUE_REPLY, make_prompt
 from tests.orchestrator.study.small_studies import synthetic, write_replies, write_run
-from tvr.language.prompt import build_messages
-from tvr.language.scene import Transformation
-from tvr.records import Gold, ImagePair, Prompt
 
 CHANGES = (Transformation(0, "color", "blue"), Transformation(1, "size", "large"))
 
@@ -33,9 +34,9 @@ CHANGES = (Transformation(0, "color", "blue"), Transformation(1, "size", "large"
 def prompt_of(number: int, setting: str, view: str, changes: tuple[Transformation, ...]) -> Prompt:
     return Prompt(
         id=f"{number}/{setting}/{view}",
-        pair=ImagePair(initial=b"initial", final=b"final", view=view),
+        images=(b"initial", b"final"),
         messages=build_messages(SCENE),
-        gold=Gold(setting=setting, scene=SCENE, transformations=changes),
+        gold=Gold(setting=setting, view=view, scene=SCENE, transformations=changes),
     )
 
 
@@ -57,7 +58,7 @@ def test_numbers_are_over_the_replies_they_are_about():
             "<think> 0 , 1 </think> <answer> 0.color.red, 1.size.large </answer>",
         ),
     ]
-    numbers = reply_numbers([read_reply(prompt, text, 10) for prompt, text in asked])
+    numbers = reply_numbers([judge_reply(prompt, text, 10) for prompt, text in asked])
     assert numbers["TAcc"] == 2 / 5
     assert (numbers["Basic/Acc"], numbers["Event/Acc"], numbers["View/Acc"]) == (1.0, 0.0, 1 / 3)
     assert numbers["View/NDiff"] == (1 + 0 + 2) / 3
@@ -73,7 +74,7 @@ def test_numbers_are_over_the_replies_they_are_about():
 
 
 def test_a_camera_that_nobody_asked_about_has_no_number():
-    numbers = reply_numbers([read_reply(make_prompt(), TRUE_REPLY, 10)])
+    numbers = reply_numbers([judge_reply(make_prompt(), TRUE_REPLY, 10)])
     assert numbers[f"TAcc, {CHANGED_VIEW}"] is None
     assert numbers["View/Acc"] is None
 

@@ -1,0 +1,56 @@
+"""Encoded pictures: PNG or JPEG of a sensible size, and nothing else is tried on their bytes.
+
+Left to choose, Pillow takes a picture for any of some forty formats, and starts Ghostscript for one of them. Every
+picture of a data set is opened here, so that what `data check` finds sound is what engine and learner can read.
+"""
+
+import io
+
+from PIL import Image, UnidentifiedImageError
+
+from records.samples import Prompt
+
+FORMATS = ("PNG", "JPEG")
+MAX_PIXELS = 1 << 24
+"""Of one picture; more is refused before it is read, because a few bytes can ask for any amount of memory."""
+
+
+def check_size(width: int, height: int) -> None:
+    """Raises ValueError."""
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"it has {width}x{height} pixels, more than {MAX_PIXELS}; make it smaller")
+
+
+def decode(encoded: bytes) -> Image.Image:
+    """The picture, down to its last pixel. Raises ValueError, whose text goes on from the name of the picture."""
+    try:
+        with Image.open(io.BytesIO(encoded), formats=FORMATS) as picture:
+            check_size(*picture.size)
+            picture.verify()  # the checksums of a PNG, which decoding skips
+        with Image.open(io.BytesIO(encoded), formats=FORMATS) as picture:
+            picture.load()
+    except UnidentifiedImageError as error:
+        raise ValueError("is no picture; it must be a PNG or JPEG file") from error
+    except Exception as error:  # a damaged one makes Pillow raise nearly anything, and all of it is the finding
+        raise ValueError(f"cannot be decoded: {error}") from error
+    return picture
+
+
+def check_placeholders(prompt: Prompt, count: int) -> None:
+    """Raises ValueError unless the *count* of placeholders that the chat template wrote is that of the pictures."""
+    if count != len(prompt.pictures):
+        raise ValueError(
+            f"prompt {prompt.id} has {count} image placeholders for {len(prompt.pictures)} pictures; "
+            "check its messages and the model's chat template"
+        )
+
+
+def decode_all(prompt: Prompt) -> list[Image.Image]:
+    """The pictures of *prompt*, RGB. Raises ValueError that names the prompt and the picture, counted from 1."""
+    decoded = []
+    for number, encoded in enumerate(prompt.pictures, 1):
+        try:
+            decoded.append(decode(encoded).convert("RGB"))
+        except ValueError as error:
+            raise ValueError(f"prompt {prompt.id}: its picture {number} {error}") from error
+    return decoded

@@ -1,0 +1,41 @@
+"""How a reply comes to its answer, beside whether it is right. Pure; called for every sample and held-out reply."""
+
+import re
+
+from tasks.tvr.language.answer import Answer, Malformed
+from tasks.tvr.language.scene import Scene
+
+# A word-level tokeniser writes "1 . color . blue". Begins only where the digits do, and gives nothing back: linear in
+# the length of the text.
+_TRIPLET = re.compile(r"\b[0-9]++\s*+\.\s*+[A-Za-z_]++\s*+\.\s*+[A-Za-z0-9_-]++")
+# Not the "1" of "x1", "1st" or "1.5"; but that of "1." at the end of a sentence.
+_NUMBER = re.compile(r"\b(?<![0-9]\.)[0-9]++\b(?!\.[0-9])")
+
+
+def goes_through_objects(reasoning: str, scene: Scene) -> bool:
+    """Whether *reasoning* goes through the objects of *scene* in sight, one by one.
+
+    Triplets taken out, each object's index stands there as a word of its own, for the first time after those of the
+    objects before it.
+
+    >>> from tasks.tvr.language.scene import SceneObject
+    >>> cube = SceneObject(color="red", shape="cube", size="large", material="metal")
+    >>> goes_through_objects("0 is as it was . 1 turned blue", (cube, cube))
+    True
+    >>> goes_through_objects("0.color.blue, 1.size.small", (cube, cube))
+    False
+    """
+    numbers = _NUMBER.findall(_TRIPLET.sub(" ", reasoning))
+    indices = [str(index) for index, item in enumerate(scene) if item.in_sight]
+    named = dict.fromkeys(number for number in numbers if number in indices)  # in the order of first appearance
+    return list(named) == indices
+
+
+def is_careful(answer: Answer | Malformed, scene: Scene) -> bool:
+    """Whether a reply is well-formed and its reasoning goes through the objects."""
+    return isinstance(answer, Answer) and goes_through_objects(answer.reasoning, scene)
+
+
+def count_triplets(answer: Answer | Malformed) -> int:
+    """How many changes a reply claims, repeated ones included; a malformed one claims none."""
+    return len(answer.triplets) if isinstance(answer, Answer) else 0

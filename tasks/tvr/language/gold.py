@@ -1,0 +1,28 @@
+"""The truth of a picture pair."""
+
+from dataclasses import dataclass
+
+from tasks.tvr.language.scene import SETTINGS, VIEWS, Scene, Transformation, net_changes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gold:
+    """What a scorer needs to know and the policy must not: the initial scene and the true changes.
+
+    *view* is the camera of the final picture. *transformations* are those that made the final scene, in order;
+    *changes* are what can be seen of them.
+    """
+
+    setting: str
+    scene: Scene
+    transformations: tuple[Transformation, ...]
+    view: str = "center"
+
+    def __post_init__(self) -> None:
+        for name, value, known in (("setting", self.setting, SETTINGS), ("view", self.view, VIEWS)):
+            if value not in known:
+                raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(known)}")
+
+    @property
+    def changes(self) -> tuple[Transformation, ...]:
+        return net_changes(self.scene, self.transformations)
