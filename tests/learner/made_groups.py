@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -26,20 +27,22 @@ def make_group(
     seed: int,
     lengths: Sequence[int],
     rewards: Sequence[float] | None = None,
-    sizes: tuple[tuple[int, int], tuple[int, int]] = ((64, 48), (64, 48)),
+    sizes: Sequence[tuple[int, int]] = ((64, 48), (64, 48)),
     objects: int = 3,
     logprob: float = -4.85,
 ) -> ScoredGroup:
-    """One sample for each of *lengths* (answer tokens); *sizes* are (width, height) of the two pictures of noise.
+    """One sample for each of *lengths* (answer tokens); *sizes* are (width, height) of the pictures of noise.
 
     The sampler's log-probs lie within 0.3 of *logprob*; without *rewards* they are drawn.
     """
     rng = np.random.default_rng(seed)
     pictures = [_draw_noise(rng, *size) for size in sizes]
-    messages = build_messages(SCENE[:objects])
+    messages = build_messages(SCENE[:objects]) if len(sizes) == 2 else ask_about(len(sizes))
     text = PROCESSOR.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
     opened = [Image.open(io.BytesIO(picture)) for picture in pictures]
-    prompt_token_ids = PROCESSOR(text=[text], images=opened, return_tensors="np")["input_ids"][0].astype(np.int32)
+    prompt_token_ids = PROCESSOR(text=[text], images=opened or None, return_tensors="np")["input_ids"][0].astype(
+        np.int32
+    )
     prompt = Prompt(
         id=f"{seed}/basic/center",
         images=tuple(pictures),
@@ -63,6 +66,12 @@ def make_group(
     totals = rng.normal(size=len(lengths)).tolist() if rewards is None else list(rewards)
     scores = tuple(Score(total=total, parts={"reward": total}, judgement=None) for total in totals)
     return ScoredGroup(group=SampleGroup(prompt=prompt, samples=samples), scores=scores)
+
+
+def ask_about(num_pictures: int) -> tuple[dict[str, Any], ...]:
+    """Chat messages with so many pictures, one right behind the other."""
+    pictures = [{"type": "image"}] * num_pictures
+    return ({"role": "user", "content": [*pictures, {"type": "text", "text": "what changed ?"}]},)
 
 
 def _draw_noise(rng: np.random.Generator, width: int, height: int) -> bytes:

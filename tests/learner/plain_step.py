@@ -44,6 +44,7 @@ def plain_torch_step(
             ids = torch.from_numpy(np.concatenate([trace.prompt_token_ids, trace.token_ids]).astype(np.int64))[None]
             is_image = (ids == encoder.image_token_id).int()
             inputs = {"pixel_values": pictures.pixel_values, "image_grid_thw": pictures.grid_thw}
+            inputs = inputs if len(pictures.grid_thw) else {}
             logits = policy(input_ids=ids, mm_token_type_ids=is_image, **inputs).logits[0] / TEMPERATURE
             start = len(trace.prompt_token_ids)
             logprobs = torch.stack([logits[t - 1].log_softmax(-1)[ids[0, t]] for t in range(start, ids.shape[1])])
@@ -58,7 +59,10 @@ def plain_torch_step(
             loss.backward()
             total += float(loss.detach())
             all_logprobs.append(logprobs.detach().numpy())
-    gradient = {name: parameter.grad.clone() for name, parameter in policy.named_parameters()}
+    gradient = {
+        name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone()
+        for name, parameter in policy.named_parameters()
+    }
     norm = torch.sqrt(sum(part.square().sum() for part in gradient.values()))
     optimizer.step()
     parameters = {name: parameter.detach().clone() for name, parameter in policy.named_parameters()}

@@ -30,6 +30,15 @@ CASES: dict[str, list[dict[str, Any]]] = {
         {"lengths": [2], "sizes": ((64, 64), (32, 48))},
         {"lengths": [17, 3], "objects": 2, "sizes": ((112, 80), (112, 80))},
     ],
+    "no picture": [{"lengths": [4, 2], "sizes": ()}],
+    "one picture": [{"lengths": [4, 2], "sizes": ((96, 48),)}],
+    "five pictures": [{"lengths": [4, 2], "sizes": ((96, 48), (48, 48), (64, 80), (32, 32), (48, 96))}],
+    "with and without pictures": [
+        {"lengths": [4, 2], "sizes": ()},
+        {"lengths": [3, 5]},
+        {"lengths": [1, 6], "sizes": ()},
+        {"lengths": [2], "sizes": ((64, 64),)},
+    ],
 }
 
 
@@ -67,7 +76,10 @@ def run(policy: Any, logprobs: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Log-probs and the gradient of a sum of them with uneven weights, all parameters in one vector."""
     policy.zero_grad()
     (logprobs * torch.linspace(-1, 1.5, len(logprobs))).mean().backward()
-    gradient = torch.cat([parameter.grad.flatten() for parameter in policy.parameters()])
+    gradients = [
+        torch.zeros_like(parameter) if parameter.grad is None else parameter.grad for parameter in policy.parameters()
+    ]
+    gradient = torch.cat([part.flatten() for part in gradients])
     return logprobs.detach().numpy(), gradient.numpy()
 
 
@@ -83,8 +95,8 @@ def transformers_logprobs(policy: Any, encoder: PictureEncoder, groups: Sequence
                 input_ids=input_ids,
                 attention_mask=torch.ones_like(input_ids),
                 mm_token_type_ids=(input_ids == encoder.image_token_id).int(),
-                pixel_values=pictures.pixel_values,
-                image_grid_thw=pictures.grid_thw,
+                pixel_values=pictures.pixel_values if len(pictures.grid_thw) else None,
+                image_grid_thw=pictures.grid_thw if len(pictures.grid_thw) else None,
             ).logits[0]
             table = torch.log_softmax(logits / TEMPERATURE, dim=-1)
             start = len(sample.trace.prompt_token_ids)

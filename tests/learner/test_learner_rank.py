@@ -148,6 +148,13 @@ def pair(
         "stage 1": {"config": BASE | {"zero_stage": 1}, "steps": [groups]},
         "stage 3": {"config": BASE | {"zero_stage": 3, "row_tokens": 1}, "steps": [groups]},
         "fewer groups than ranks": {"config": BASE, "steps": [groups[:1]]},
+        **{
+            f"one rank without pictures, stage {stage}": {
+                "config": BASE | {"zero_stage": stage},
+                "steps": [some_without_pictures(make_group)],
+            }
+            for stage in (0, 2, 3)
+        },
         "bad, stage 2": {"config": BASE, "steps": [bad, groups]},
         "bad, stage 0": {"config": BASE | {"zero_stage": 0}, "steps": [bad, groups]},
         "bad, stage 3": {"config": BASE | {"zero_stage": 3}, "steps": [bad, groups]},
@@ -222,6 +229,22 @@ def test_a_rank_without_a_group_only_fills_up(
     pair: list[Results], policy_folder: str, groups: tuple[ScoredGroup, ...]
 ) -> None:
     assert_same_step(pair[1]["fewer groups than ranks"], plain_torch_step(policy_folder, groups[:1]))
+
+
+def some_without_pictures(make_group: Callable[..., Any]) -> tuple[ScoredGroup, ...]:
+    """One for each of two ranks."""
+    return make_group(6, [5, 2, 4], sizes=()), make_group(7, [3, 1, 2])
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_ranks_of_which_one_has_no_picture_make_one_step(
+    stage: int, pair: list[Results], policy_folder: str, make_group: Callable[..., Any]
+) -> None:
+    # Under ZeRO-3 every call of the vision tower is a collective: a rank that left it out would hang the other.
+    groups = some_without_pictures(make_group)
+    for rank in pair:
+        result = rank[f"one rank without pictures, stage {stage}"]
+        assert_same_step(result, plain_torch_step(policy_folder, groups))
 
 
 def test_the_report_is_of_the_whole_step(alone: Results, groups: tuple[ScoredGroup, ...]) -> None:

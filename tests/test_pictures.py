@@ -1,0 +1,123 @@
+"""Prompts with 0, 1, 2 and 5 pictures: vLLM's engine and the learner see the same, and all of them."""
+
+import io
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import pytest_asyncio
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText
+
+from learner.batch import BatchRow, answer_logprobs, collate, lay_out_prompt, shared_prompt
+from learner.config import LearnerConfig
+from learner.encode import PictureEncoder
+from learner.policy import load_policy
+from records.samples import PolicyVersion, Prompt, SampleGroup, Score
+from rollout.actor import RolloutWorker
+from rollout.config import RolloutConfig
+from tests.learner.made_groups import ask_about
+from tiny_policy.make import make_tiny_policy
+
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
+COUNTS = (0, 1, 2, 5)
+
+
+class Unpaid:
+    async def score(self, gold: Any, sample: Any) -> Score:
+        return Score(total=0.0, parts={}, judgement=None)
+
+
+def noise(seed: int) -> bytes:
+    """A PNG of random pixels, every one of another size."""
+    shape = (48 + 24 * (seed % 3), 72 + 24 * (seed % 2), 3)
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape, np.uint8)).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def make_prompt(count: int) -> Prompt:
+    return Prompt(id=f"{count} pictures", images=tuple(map(noise, range(count))), messages=ask_about(count), gold=None)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh tiny policy, its matrices six times as large, so that the pictures matter."""
+    folder = tmp_path_factory.mktemp("policy")
+    make_tiny_policy(folder, seed=0)
+    policy = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            if parameter.ndim >= 2:
+                parameter.mul_(6.0)
+    policy.save_pretrained(folder)
+    return folder
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def worker(model: Path) -> AsyncIterator[RolloutWorker]:
+    config = RolloutConfig(
+        dtype="float32", max_model_len=512, max_answer_tokens=24, kv_cache_mib=64, samples_per_prompt=4, max_pictures=5
+    )
+    started = RolloutWorker(config, str(model), "pictures", Unpaid())
+    await started.ready()
+    yield started
+    await started.shutdown()
+
+
+@pytest.fixture(scope="module")
+def learner(model: Path) -> Callable[[SampleGroup], list[np.ndarray]]:
+    """What the learner gives the tokens of a group, in one pass of a shared row."""
+    policy = load_policy(LearnerConfig(dtype="float32"), str(model), torch.device("cpu"))
+    encoder = PictureEncoder(model)
+
+    def logprobs(group: SampleGroup) -> list[np.ndarray]:
+        pictures = encoder.encode(group.prompt, shared_prompt(group))
+        prompted = lay_out_prompt(group, pictures, encoder.image_token_id, policy.model.get_rope_index)
+        answers = tuple(sample.trace.token_ids for sample in group.samples)
+        with torch.no_grad():
+            found = answer_logprobs(policy, collate([BatchRow(prompted=prompted, answers=answers)]), temperature=1.0)
+        return [part.numpy() for part in found.split([len(answer) for answer in answers])]
+
+    return logprobs
+
+
+def gap(learner: Callable[[SampleGroup], list[np.ndarray]], group: SampleGroup, prompt: Prompt) -> float:
+    """Between the engine's log-probs of *group* and the learner's of the same tokens behind *prompt*."""
+    rows = learner(replace(group, prompt=prompt))
+    return max(
+        float(np.abs(ours - sample.trace.logprobs).max()) for ours, sample in zip(rows, group.samples, strict=True)
+    )
+
+
+@pytest.mark.parametrize("count", COUNTS)
+async def test_engine_and_learner_see_every_picture_of_a_prompt(count: int, worker: RolloutWorker, learner: Any):
+    prompt = make_prompt(count)
+    group = (await worker.sample(prompt, seed=1)).group
+    assert group.oldest_version == PolicyVersion(0)
+    assert gap(learner, group, prompt) < 1e-4
+    for place in range(count):
+        images = (*prompt.pictures[:place], noise(place + 6), *prompt.pictures[place + 1 :])  # of the same size
+        changed = replace(prompt, id=f"{prompt.id}, {place} changed", images=images)
+        other = (await worker.sample(changed, seed=1)).group
+        assert gap(learner, other, changed) < 1e-4
+        assert gap(learner, other, prompt) > 0.01  # the engine saw the change
+        assert gap(learner, group, changed) > 0.01  # and so did the learner
+
+
+async def test_another_order_of_the_pictures_is_another_prompt(worker: RolloutWorker, learner: Any):
+    prompt = make_prompt(2)
+    prompt = replace(prompt, images=(noise(1), noise(7)))
+    turned = replace(prompt, images=prompt.pictures[::-1])
+    group = (await worker.sample(turned, seed=1)).group
+    assert gap(learner, group, turned) < 1e-4
+    assert gap(learner, group, prompt) > 0.01
+
+
+async def test_more_pictures_than_the_engine_was_started_for_are_refused_by_prompt_id(worker: RolloutWorker):
+    with pytest.raises(ValueError, match=r"prompt 6 pictures cannot be asked: .*5 image"):
+        await worker.sample(make_prompt(6), seed=1)
