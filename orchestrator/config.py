@@ -50,11 +50,11 @@ class LoopConfig(BaseModel):
 
 
 class EvaluationConfig(BaseModel):
-    """Greedy evaluation on held-out pairs: before, after, and beside the steps."""
+    """Greedy evaluation on held-out prompts: before, after, and beside the steps."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    max_samples: int = Field(ge=0, description="Held-out pairs asked, from the start of the split; 0 turns it off.")
+    max_samples: int = Field(ge=0, description="Held-out prompts asked, from the start of the split; 0 turns it off.")
     every_steps: int = Field(
         default=0, ge=0, description="Steps between evaluations beside training; larger costs less; 0 turns them off."
     )

@@ -94,6 +94,9 @@ def metrics_table(task: Task, reports: Mapping[str, Mapping[str, Any]]) -> Table
         table.add_column(name, justify="right")
     for name, values in task.table(list(reports.values())):
         table.add_row(name, *("-" if value is None else f"{value:.3f}".rstrip("0").rstrip(".") for value in values))
+    for part in dict.fromkeys(part for report in reports.values() for part in report.get("reward", ())):
+        name = "reward" if part == "total" else f"reward, {part}"
+        table.add_row(name, *(f"{report['reward'].get(part, 0.0):+.3f}" for report in reports.values()))
     return table
 
 

@@ -33,6 +33,7 @@ from records.samples import Prompt
 
 SPLITS = ("train", "test")
 """Prompts to learn from, and those held out."""
+SHIPPED = Path(__file__).parents[1] / "tasks"
 
 Imitation = Literal["answer", "reasoning"]
 """What `sft` imitates: the right answers alone, or behind a reasoning."""
@@ -98,6 +99,43 @@ class DataSet(Protocol):
         ...
 
 
+class PromptGolds:
+    """`Golds` of *prompts*."""
+
+    def __init__(self, prompts: Sequence[Prompt]) -> None:
+        self._prompts = prompts
+
+    def __len__(self) -> int:
+        return len(self._prompts)
+
+    def ids(self) -> list[str]:
+        return [prompt.id for prompt in self._prompts]
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        return ((prompt.id, prompt.gold) for prompt in self._prompts)
+
+
+class ListedPrompts:
+    """`DataSet` of prompts in memory, by split."""
+
+    def __init__(self, splits: Mapping[str, Sequence[Prompt]], identity: str) -> None:
+        self.identity = identity
+        self._splits = splits
+
+    def prompts(self, split: str) -> Sequence[Prompt]:
+        if not self._splits.get(split):
+            raise ValueError(
+                f"there are no prompts in the split {split!r}, only in {', '.join(self._splits)}; add some"
+            )
+        return self._splits[split]
+
+    def golds(self, split: str) -> PromptGolds:
+        return PromptGolds(self.prompts(split))
+
+    def longest(self, split: str) -> Sequence[Prompt]:
+        return self.prompts(split)
+
+
 class NoOptions(BaseModel):
     """Rules without options."""
 
@@ -131,13 +169,13 @@ class Task(ABC):
         """Make the data set, if it is missing. Raises ValueError or OSError, also where it cannot be made."""
         self.open(data)
 
-    def columns(self, reply: str, gold: Any) -> Mapping[str, float]:
-        """Numbers found in one *reply*, by name; the same names for all."""
+    def columns(self, reply: str, gold: Any, terms: Mapping[str, float]) -> Mapping[str, float]:
+        """Numbers found in one *reply* that a rule gave these *terms*, by name; the same names for all."""
         return {}
 
-    def judge(self, reply: str, gold: Any) -> Judgement:
-        """Raises ValueError if *gold* makes no sense."""
-        return Found(tuple(self.columns(reply, gold).items()))
+    def judge(self, reply: str, gold: Any, terms: Mapping[str, float]) -> Judgement:
+        """What is found in one *reply* that a rule gave these *terms*."""
+        return Found(tuple(self.columns(reply, gold, terms).items()))
 
     def report(self, judgements: Sequence[Any], mean_tokens: float | None) -> dict[str, Any]:
         """What *judgements* of the replies to a split amount to, as JSON: `metrics` by name, and `num_samples`.
@@ -216,6 +254,9 @@ def load_named(name: str, what: str) -> Any:
 
 def load_task(name: str) -> Task:
     """The task of a run file. Raises ValueError if it cannot be imported, is no task or lacks a member."""
+    known = sorted(file.parent.name for file in SHIPPED.glob("*/task.py"))
+    if ":" not in name and name not in known:
+        raise ValueError(f"is no task; give one of {', '.join(known)}, or package.module:name")
     task = load_named(name if ":" in name else f"tasks.{name}.task:TASK", "the task")
     if not isinstance(task, Task):
         raise ValueError(

@@ -46,7 +46,7 @@ def load_rule(task: Task, rule: str, options: Any) -> Rule:
 def score(task: Task, rule: Rule, reply: str, gold: Any) -> Score:
     """Apply *rule*, and have *task* judge. Raises what `compute_parts` and the task raise."""
     parts = compute_parts(rule, reply, gold)
-    return Score(total=sum(parts.values()), parts=parts, judgement=task.judge(reply, gold))
+    return Score(total=sum(parts.values()), parts=parts, judgement=task.judge(reply, gold, parts))
 
 
 def compute_parts(rule: Rule, reply: str, gold: Any) -> dict[str, float]:

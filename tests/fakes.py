@@ -50,7 +50,7 @@ def make_group(prompt: Prompt, version: int, num_samples: int = 2, reply: str = 
 
 
 def make_score(reward: float, reply: str = TRUE_REPLY, gold: Gold = GOLD) -> Score:
-    return Score(total=reward, parts={"all": reward}, judgement=TASK.judge(reply, gold))
+    return Score(total=reward, parts={"all": reward}, judgement=TASK.judge(reply, gold, {}))
 
 
 def make_scored(group: SampleGroup, rewards: Sequence[float]) -> ScoredGroup:

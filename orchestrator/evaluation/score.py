@@ -215,11 +215,8 @@ def _score_all(
     for done, (sample_id, gold) in enumerate(golds, 1):
         reply = replies.pop()
         try:
-            judgement = task.judge(reply.text, gold)
-        except ValueError as error:
-            raise ValueError(f"sample {sample_id}: {error}") from error
-        try:
             parts = compute_parts(rule, reply.text, gold)
+            judgement = task.judge(reply.text, gold, parts)
         except Exception as error:  # whatever a user's rule may raise
             cause = traceback.format_exc()
             raise RuleError(f"line {reply.line}: the rule failed on sample {sample_id}; mend it. {cause}") from error

@@ -144,16 +144,16 @@ class RunDirectory:
         """Write it beside those that are there, with the versions that answered; its replies first, to a file."""
         path = self._replies(name)
         path.parent.mkdir(exist_ok=True)
-        write_rows(path, ({"id": it.id, "reply": it.text, "num_tokens": it.num_tokens} for it in found.replies))
+        write_rows(path, (it.to_json() for it in found.replies))
         content = self.evaluations() | {name: {"versions": [found.oldest, found.newest], **found.report}}
         write_whole(self.path / "evaluation.json", json.dumps(content, indent=2) + "\n")
 
-    def replies(self, name: str) -> dict[str, str]:
-        """The replies of evaluation *name*, by id of the prompt; none where it was not made here."""
+    def replies(self, name: str) -> dict[str, dict[str, Any]]:
+        """The lines of evaluation *name* (`HeldOutReply.to_json`), by prompt; none if it was not made here."""
         path = self._replies(name)
         if not path.exists():
             return {}
-        return {line["id"]: line["reply"] for line in map(json.loads, path.read_text().split("\n")[:-1])}
+        return {line["id"]: line for line in map(json.loads, path.read_text().split("\n")[:-1])}
 
     def _replies(self, name: str) -> Path:
         """The file that `star-r1 score --replies` reads."""

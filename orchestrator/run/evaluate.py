@@ -29,6 +29,11 @@ class HeldOutReply:
     num_tokens: int
     score: Score
 
+    def to_json(self) -> dict[str, Any]:
+        """A line of a file that `star-r1 score` reads, and what was found in the reply."""
+        found = {"reward": self.score.total, **self.score.judgement.columns}
+        return {"id": self.id, "reply": self.text, "num_tokens": self.num_tokens, **found}
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:

@@ -115,7 +115,7 @@ def read_replies(path: Path, prompts: Sequence[Prompt]) -> list[Read]:
 
 def judge_reply(prompt: Prompt, reply: str, num_tokens: int) -> Read:
     """With the length of the reply in its judgement."""
-    read = TASK.judge(reply, prompt.gold)
+    read = TASK.judge(reply, prompt.gold, {})
     return read._replace(judgement=read.judgement._replace(num_tokens=num_tokens))
 
 

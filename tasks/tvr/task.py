@@ -93,7 +93,8 @@ class TransformationTask(Task):
     def open(self, data: DataConfig) -> PairSet:
         return PairSet(data.path)
 
-    def judge(self, reply: str, gold: Gold) -> Read:
+    def judge(self, reply: str, gold: Gold, terms: Mapping[str, float]) -> Read:
+        """By the paper's metrics, whatever the rule."""
         answer = parse_once(reply)
         return Read(judge(answer, gold, num_tokens=None), is_careful(answer, gold.scene), count_triplets(answer))
 

@@ -40,7 +40,7 @@ def group(make_group: Callable[..., Any]) -> ScoredGroup:
         scene=(SceneObject(color="red", shape="cube", size="large", material="metal", position=(0.1, -2.7)),),
         transformations=(Transformation(index=0, attribute="color", value="blue"),),
     )
-    answered = Score(total=0.1 + 0.2, parts={"a": 0.1, "b": 0.2}, judgement=TASK.judge(TRUE_REPLY, GOLD))
+    answered = Score(total=0.1 + 0.2, parts={"a": 0.1, "b": 0.2}, judgement=TASK.judge(TRUE_REPLY, GOLD, {}))
     return replace(
         made,
         group=replace(made.group, samples=samples, prompt=replace(made.group.prompt, gold=gold)),

@@ -209,6 +209,7 @@ def _to_golds(batch: pyarrow.Table) -> Iterator[tuple[str, Gold]]:
             scene = tuple(islice(items, objects_here))
             changes_of = tuple(islice(transformations, changes_here))
             gold = Gold(setting=setting, view=view, scene=scene, transformations=changes_of)
+            gold.check()
         except ValueError as error:
             raise ValueError(f"sample {sample_id}: {error}") from error
         yield sample_id, gold

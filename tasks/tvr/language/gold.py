@@ -23,6 +23,15 @@ class Gold:
             if value not in known:
                 raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(known)}")
 
+    def check(self) -> None:
+        """Raises ValueError unless the changes are possible, and one in a basic sample."""
+        truth = self.transformations
+        for change in truth:
+            if not change.is_valid_in(self.scene):
+                raise ValueError(f"{change} is not possible in a scene of {len(self.scene)} objects")
+        if self.setting == "basic" and len(truth) != 1:
+            raise ValueError(f"a basic sample has one change, this one has {len(truth)}: {', '.join(map(str, truth))}")
+
     @property
     def changes(self) -> tuple[Transformation, ...]:
         return net_changes(self.scene, self.transformations)

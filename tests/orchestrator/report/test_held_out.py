@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from rich.console import Console, RenderableType
 
-from orchestrator.report.held_out import choose_prompts, show_prompt
+from orchestrator.report.held_out import Replies, choose_prompts, show_prompt
 from records.samples import Prompt
 from records.task import printable
 from tasks.tvr.language.gold import Gold
@@ -23,10 +24,15 @@ TWO_CHANGES = Gold(
 )
 
 
-def make_held_out(fates: Mapping[str, str]) -> tuple[list[Prompt], dict[str, str], dict[str, str]]:
+def kept(reply: str) -> dict[str, Any]:
+    """As a run keeps it; only right ones are told by `exact`."""
+    return {"reply": reply, "exact": float(reply == RIGHT)}
+
+
+def make_held_out(fates: Mapping[str, str]) -> tuple[list[Prompt], Replies, Replies]:
     """Prompts, replies before and after. A fate, by id of the prompt, is two letters: `w` for wrong, `r` for right."""
     prompts = [replace(make_prompt(name), gold=replace(GOLD, view=name.split("/")[2])) for name in fates]
-    before, after = ({name: RIGHT if fate[at] == "r" else WRONG for name, fate in fates.items()} for at in (0, 1))
+    before, after = ({name: kept(RIGHT if fate[at] == "r" else WRONG) for name, fate in fates.items()} for at in (0, 1))
     return prompts, before, after
 
 
@@ -93,7 +99,7 @@ def printed(shown: RenderableType, terminal: bool = False) -> str:
 
 def shown(before: str, after: str, gold: Gold = GOLD, terminal: bool = False) -> str:
     prompt = replace(make_prompt("7/basic/center"), gold=gold)
-    return printed(show_prompt(TASK, prompt, {prompt.id: before}, {prompt.id: after}), terminal)
+    return printed(show_prompt(TASK, prompt, {prompt.id: kept(before)}, {prompt.id: kept(after)}), terminal)
 
 
 def words(text: str) -> str:

@@ -18,7 +18,7 @@ from tests.fakes import GOLD, make_evaluation, make_held_out_reply, make_prompt
 
 TINY = Path("deploy/runs/tiny_cpu.toml")
 CONFIG = load_run_config(TINY)
-REPORT = TASK.report([TASK.judge("", GOLD)], None)
+REPORT = TASK.report([TASK.judge("", GOLD, {})], None)
 
 
 @pytest.fixture
@@ -243,6 +243,10 @@ def test_evaluations_are_kept_added_to_and_renewed(begun: Path):
     assert sorted(path.name for path in begun.iterdir()) == ["config.toml", "evaluation.json", "replies", "run.json"]
 
 
+def said(directory: RunDirectory) -> dict[str, str]:
+    return {name: line["reply"] for name, line in directory.replies("version 20").items()}
+
+
 def test_an_evaluation_keeps_its_replies_and_their_means(begun: Path):
     directory = resumed(begun)
     assert directory.replies("version 20") == {}
@@ -250,10 +254,10 @@ def test_an_evaluation_keeps_its_replies_and_their_means(begun: Path):
         make_held_out_reply(make_prompt(name), text) for name, text in (("b/a/left", "x\ny\u2028"), ("a", ""))
     )
     directory.add_evaluation("version 20", make_evaluation(REPORT, 20, replies=replies))
-    assert directory.replies("version 20") == {"b/a/left": "x\ny\u2028", "a": ""}
+    assert said(directory) == {"b/a/left": "x\ny\u2028", "a": ""}
     assert list(directory.replies("version 20")) == ["b/a/left", "a"]
     directory.add_evaluation("version 20", make_evaluation(REPORT, 20, replies=replies[1:]))
-    assert directory.replies("version 20") == {"a": ""}
+    assert said(directory) == {"a": ""}
     assert [path.name for path in (begun / "replies").iterdir()] == ["version-20.jsonl"]  # and no part of one
     assert "replies" not in directory.evaluations()["version 20"]
 

@@ -77,7 +77,7 @@ def test_curves_are_as_wide_as_the_terminal_but_80_columns_at_most(
 def test_the_supervised_baseline_ends_with_its_metrics_its_loss_and_pairs(directory: RunDirectory):
     text = said(show_imitation, directory)
     assert in_order(text, "Greedy answers to held-out prompts", "\nLoss\n", "\nHeld-out prompts, before and after\n")
-    assert "reward" not in text
+    assert "Reward of sampled answers" not in text
 
 
 def test_evaluations_beside_training_are_points_with_those_before_and_after(directory: RunDirectory):

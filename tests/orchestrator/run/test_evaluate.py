@@ -56,7 +56,9 @@ async def test_the_file_of_an_evaluation_is_scored_to_the_same_metrics(tmp_path:
     assert [path.name for path in (out / "replies").iterdir()] == ["version-20.jsonl"]
     path = out / "replies" / "version-20.jsonl"
     assert [json.loads(line) for line in path.read_text().splitlines()] == [
-        {"id": prompt.id, "reply": REPLIES[prompt.id], "num_tokens": 2} for prompt in prompts
+        {"id": prompt.id, "reply": REPLIES[prompt.id], "num_tokens": 2, "reward": 1.0}
+        | TASK.judge(REPLIES[prompt.id], prompt.gold, {}).columns
+        for prompt in prompts
     ]
-    assert RunDirectory(out).replies("version 20") == REPLIES
+    assert {key: it["reply"] for key, it in RunDirectory(out).replies("version 20").items()} == REPLIES
     assert scored(data, path).found == {key: value for key, value in found.report.items() if key != "reward"}

@@ -169,7 +169,7 @@ def test_the_reward_table_shows_every_term_that_any_row_has():
 
 
 def test_the_metrics_table_shows_a_missing_setting_as_a_dash():
-    read = TASK.judge("<think></think><answer>0.color.blue</answer>", GOLD)
+    read = TASK.judge("<think></think><answer>0.color.blue</answer>", GOLD, {})
     shown = cells(metrics_table(TASK, {"now": TASK.report([read], mean_tokens=9.0)}))
     assert shown["Basic/Acc"] == ["1"]
     assert shown["Event/Acc"] == ["-"]

@@ -157,7 +157,7 @@ def test_a_supervised_run_leaves_what_a_run_leaves(data: Path, tmp_path: Path):
     assert "evaluation of version 2: TAcc " in said
     assert "Basic/ObjAcc" in said
     assert "\nLoss\n" in said
-    assert "Held-out pairs, before and after" in said
+    assert "Held-out prompts, before and after" in said
     assert steps(out) == [1, 2, 3]
     assert {tuple(row) for row in rows(out)} == {tuple(rows(out)[0])}  # the same keys every step
     assert all(np.isfinite(list(row.values())).all() for row in rows(out))

@@ -11,8 +11,9 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from orchestrator.cluster.start import connected
-from orchestrator.config import RunConfig, load_run_config
+from orchestrator.config import RunConfig, for_task, load_run_config
 from tasks.tvr.data.dataset import load
+from tasks.tvr.task import TASK
 from tests.orchestrator.small_runs import SMALL, TINY, command
 from tests.parity import gaps_around_a_publish
 
@@ -29,7 +30,7 @@ def test_a_run_of_three_steps_on_two_ranks(data, tmp_path):
     assert "Basic/ObjAcc" in ended.stdout
     assert "\nMean reward of sampled answers\n" in ended.stdout
     assert "\nShares: c careful, e exact, T held-out TAcc\n" in ended.stdout
-    assert "Held-out pairs, before and after" in ended.stdout
+    assert "Held-out prompts, before and after" in ended.stdout
     assert f"run directory: {out}" in ended.stdout
 
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -53,7 +54,7 @@ def test_a_run_of_three_steps_on_two_ranks(data, tmp_path):
     oldest, newest = reports[beside]["versions"]
     assert 2 <= oldest <= newest <= 3
     assert beside == (f"version {oldest} to {newest}" if newest > oldest else f"version {oldest}")
-    assert RunConfig.model_validate(tomllib.loads((out / "config.toml").read_text())).loop.steps == 3
+    assert for_task(RunConfig, TASK).model_validate(tomllib.loads((out / "config.toml").read_text())).loop.steps == 3
 
     before = AutoModelForImageTextToText.from_pretrained("deploy/models/tiny", dtype=torch.float32)
     after = AutoModelForImageTextToText.from_pretrained(out / "model", dtype=torch.float32)
