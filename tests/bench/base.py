@@ -45,10 +45,7 @@ def reply(model: Any, processor: Any, prompts: Sequence[Prompt], mode: str) -> l
         processor.apply_chat_template(list(prompt.messages), tokenize=False, add_generation_prompt=True) + begin
         for prompt in prompts
     ]
-    pictures = [
-        [Image.open(io.BytesIO(data)).convert("RGB") for data in (prompt.pictures.initial, prompt.pictures.final)]
-        for prompt in prompts
-    ]
+    pictures = [[Image.open(io.BytesIO(data)).convert("RGB") for data in (X)] for prompt in prompts]
     inputs = processor(text=texts, images=pictures, return_tensors="pt", padding=True, padding_side="left")
     made = model.generate(**inputs, **MODES[mode], max_new_tokens=MAX_TOKENS)[:, inputs["input_ids"].shape[1] :]
     return [f"{begin} {text}" for text in processor.batch_decode(made, skip_special_tokens=True)]

@@ -25,6 +25,7 @@ from records.order import PromptOrder
 from records.samples import Prompt
 from reward_service.rules import load_rule, score
 from tasks.tvr.data.dataset import load
+from tasks.tvr.task import TASK
 
 
 def main() -> None:
@@ -55,7 +56,7 @@ class StepLog(TrainerCallback):
     """Scores the samples, and writes a line when their step ends. Times count from the start of training."""
 
     def __init__(self, config: RunConfig, prompts: list[Prompt], file: TextIO) -> None:
-        self._rule = load_rule(config.reward_service)
+        self._rule = load_rule(TASK, config.reward_service.rule, config.reward_service.options)
         self._prompts = prompts
         self._file = file
         self._row: dict[str, float] = {}
@@ -66,7 +67,7 @@ class StepLog(TrainerCallback):
         """Called once a step, with all its samples."""
         replies = [turns[0]["content"] for turns in completions]
         golds = [self._prompts[number].gold for number in place]
-        scores = [score(self._rule, reply, gold).total for reply, gold in zip(replies, golds, strict=True)]
+        scores = [score(TASK, self._rule, reply, gold).total for reply, gold in zip(replies, golds, strict=True)]
         self._row = {
             "reward": sum(scores) / len(scores),
             "answer_length": sum(map(len, completion_ids)) / len(completion_ids),

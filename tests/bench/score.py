@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.evaluation.score import score_replies, write_json
-from reward_service.config import RewardConfig
-from tasks.tvr.data.dataset import write_folder
+from reward_service.rules import load_rule
+from tasks.tvr.data.dataset import load_golds, write_folder
 from tasks.tvr.language.answer import format_answer
 from tasks.tvr.language.scene import ATTRIBUTES, MAX_OBJECTS, SETTINGS, VIEWS, Transformation
+from tasks.tvr.rules import StarOptions
+from tasks.tvr.task import TASK
 
 REASONING = "object 0 is a large red metal cube in both pictures ; object 1 was blue and turned cyan ; " * 4
 PICTURE = {"bytes": b"never decoded"}
@@ -31,13 +33,16 @@ def main() -> None:
         with ProcessPoolExecutor(1) as pool:  # so that its memory does not count
             pool.submit(write_data, folder / "data", folder / "replies.jsonl", count).result()
         print(f"wrote {count} rows and replies, {(folder / 'replies.jsonl').stat().st_size / count:.0f} bytes a reply")
+        rule = load_rule(TASK, "star", StarOptions())
         began, cpu_began = time.perf_counter(), time.process_time()
-        report = score_replies(folder / "data", folder / "replies.jsonl", RewardConfig())
+        report = score_replies(
+            TASK, load_golds(folder / "data", "test"), folder / "replies.jsonl", rule, where="the test split"
+        )
         scored = time.perf_counter()
         write_json(report, folder / "scores.json")
         seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
-    metrics = report.metrics
-    print(f"TAcc {metrics.metrics['TAcc']:.3f}, well-formed {metrics.well_formed:.3f}, reward {report.reward}")
+    found = report.found
+    print(f"TAcc {found['metrics']['TAcc']:.3f}, well-formed {found['well_formed']:.3f}, reward {report.reward}")
     result = {
         "replies": count,
         "seconds": round(seconds, 2),
