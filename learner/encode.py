@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from transformers import AutoProcessor
 
-from records.pictures import check_placeholders, decode_all
+from records.pictures import all_sizes, check_placeholders, decode_all
 from records.samples import Prompt
 
 
@@ -56,7 +56,7 @@ class PictureEncoder:
         images = self.processor.image_processor
         parts = text.split(self.processor.image_token)
         check_placeholders(prompt, len(parts) - 1)
-        for number, picture in enumerate(decode_all(prompt), 1):
-            patches = images.get_number_of_image_patches(picture.height, picture.width, {})
+        for number, (width, height) in enumerate(all_sizes(prompt), 1):
+            patches = images.get_number_of_image_patches(height, width, {})
             parts[number] = self.processor.image_token * (patches // images.merge_size**2) + parts[number]
         return np.array(self.processor.tokenizer("".join(parts), add_special_tokens=False)["input_ids"], np.int32)

@@ -5,11 +5,14 @@ picture of a data set is opened here, so that what `data check` finds sound is w
 """
 
 import io
+from collections.abc import Callable
+from typing import TypeVar
 
 from PIL import Image, UnidentifiedImageError
 
 from records.samples import Prompt
 
+T = TypeVar("T")
 FORMATS = ("PNG", "JPEG")
 MAX_PIXELS = 1 << 24
 """Of one picture; more is refused before it is read, because a few bytes can ask for any amount of memory."""
@@ -36,6 +39,18 @@ def decode(encoded: bytes) -> Image.Image:
     return picture
 
 
+def size(encoded: bytes) -> tuple[int, int]:
+    """Width and height, from the picture's head alone. Raises ValueError, as `decode` does."""
+    try:
+        with Image.open(io.BytesIO(encoded), formats=FORMATS) as picture:
+            check_size(*picture.size)
+            return picture.size
+    except UnidentifiedImageError as error:
+        raise ValueError("is no picture; it must be a PNG or JPEG file") from error
+    except Exception as error:  # as in `decode`
+        raise ValueError(f"cannot be decoded: {error}") from error
+
+
 def check_placeholders(prompt: Prompt, count: int) -> None:
     """Raises ValueError unless the *count* of placeholders that the chat template wrote is that of the pictures."""
     if count != len(prompt.pictures):
@@ -47,10 +62,19 @@ def check_placeholders(prompt: Prompt, count: int) -> None:
 
 def decode_all(prompt: Prompt) -> list[Image.Image]:
     """The pictures of *prompt*, RGB. Raises ValueError that names the prompt and the picture, counted from 1."""
-    decoded = []
+    return [picture.convert("RGB") for picture in _of_each(prompt, decode)]
+
+
+def all_sizes(prompt: Prompt) -> list[tuple[int, int]]:
+    """Width and height of each picture of *prompt*. Raises as `decode_all` does, but for what only decoding finds."""
+    return _of_each(prompt, size)
+
+
+def _of_each(prompt: Prompt, read: Callable[[bytes], T]) -> list[T]:
+    found = []
     for number, encoded in enumerate(prompt.pictures, 1):
         try:
-            decoded.append(decode(encoded).convert("RGB"))
+            found.append(read(encoded))
         except ValueError as error:
             raise ValueError(f"prompt {prompt.id}: its picture {number} {error}") from error
-    return decoded
+    return found

@@ -19,7 +19,7 @@ import importlib
 import os
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
@@ -94,7 +94,7 @@ class DataSet(Protocol):
 
     def golds(self, split: str) -> Golds: ...
 
-    def longest(self, split: str) -> Iterable[Prompt]:
+    def longest(self, split: str) -> Sequence[Prompt]:
         """Those among which the longest is, all if nobody knows better: they are checked before any worker starts."""
         ...
 

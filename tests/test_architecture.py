@@ -48,6 +48,15 @@ WINGS = {
         "show": {"language"},
         "language": set(),
     },
+    "tasks.questions": {
+        "task": {"check", "page", "dataset", "config", "rules", "truth"},
+        "check": {"dataset", "config", "truth"},
+        "page": {"dataset", "config", "truth"},
+        "dataset": {"config", "truth"},
+        "config": {"truth"},
+        "rules": {"truth"},
+        "truth": set(),
+    },
 }
 """Folders and modules inside a package, and which others of it each may import: no arrow runs back up."""
 ONLY_IMPORTERS = {

@@ -115,7 +115,8 @@ async def started(config: RunConfig, out: Path, kind: Kind, console: Console, re
         _check_rule(config, task)
         data, training, held_out = _prompts(config, task, console)
         directory.check_data(data)
-        _check_longest(config, encoder, data)
+        _check_golds(config, task, data, console)
+        _check_longest(config, encoder, data, console)
         with connected(config), cancelled_by_sigterm():  # Ray has a handler of its own, which would abort
             console.print("starting the workers")
             began = time.monotonic()
@@ -180,15 +181,39 @@ def _check_rule(config: RunConfig, task: Task) -> None:
         raise ConfigError(f"reward_service.rule: {error}") from error
 
 
-def _check_longest(config: RunConfig, encoder: PictureEncoder, data: DataSet) -> None:
-    """Raises ConfigError for a prompt that has no room, or cannot be asked."""
-    for split in SPLITS:
-        for prompt in data.longest(split):
+def _check_golds(config: RunConfig, task: Task, data: DataSet, console: Console) -> None:
+    """Raises ConfigError for a truth that the task's rule cannot read: it would fail each reply."""
+    rewards = config.reward_service
+    if rewards.rule not in task.rules:
+        return  # one of the user's own, which may cost what a judge costs
+    rule = load_rule(task, rewards.rule, rewards.options)
+    with counting(console, "reading answers") as counter:
+        for split in SPLITS:
             try:
-                num_tokens = len(encoder.tokenise(prompt))
+                golds = data.golds(split)
+                for number, (name, gold) in enumerate(golds, 1):
+                    try:
+                        rule("", gold)
+                    except ValueError as error:
+                        raise ValueError(f"{name}, rule {rewards.rule}: its truth {error}") from error
+                    counter(number, len(golds))
             except ValueError as error:
                 raise ConfigError(f"data: {error}") from error
-            check_room(config.rollout, prompt, num_tokens)
+
+
+def _check_longest(config: RunConfig, encoder: PictureEncoder, data: DataSet, console: Console) -> None:
+    """Raises ConfigError for a prompt that has no room, or cannot be asked."""
+    with counting(console, "measuring prompts") as counter:
+        for split in SPLITS:
+            try:
+                prompts = data.longest(split)
+                for number, prompt in enumerate(prompts, 1):
+                    check_room(config.rollout, prompt, len(encoder.tokenise(prompt)))
+                    counter(number, len(prompts))
+            except ConfigError:
+                raise
+            except ValueError as error:
+                raise ConfigError(f"data: {error}") from error
 
 
 def _prompts(config: RunConfig, task: Task, console: Console) -> tuple[DataSet, Sequence[Prompt], Sequence[Prompt]]:

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,7 +69,7 @@ class PairSet:
     def golds(self, split: str) -> GoldSet:
         return load_golds(self.folder, split)
 
-    def longest(self, split: str) -> Iterable[Prompt]:
+    def longest(self, split: str) -> Sequence[Prompt]:
         """That of the scene with most objects, whose list is in the prompt."""
         counts = [len(gold.scene) for _, gold in self.golds(split)]
         return [self.prompts(split)[counts.index(max(counts))]]

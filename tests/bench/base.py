@@ -7,7 +7,6 @@ generation, without the engine. One JSON line last.
 python -m tests.bench.base deploy/models/tiny data/tiny [number of pairs]
 """
 
-import io
 import json
 import re
 import sys
@@ -17,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from records.pictures import decode_all
 from records.samples import Prompt
 from tasks.tvr.data.dataset import load
 from tasks.tvr.language.answer import Answer, Malformed, parse
@@ -45,7 +44,7 @@ def reply(model: Any, processor: Any, prompts: Sequence[Prompt], mode: str) -> l
         processor.apply_chat_template(list(prompt.messages), tokenize=False, add_generation_prompt=True) + begin
         for prompt in prompts
     ]
-    pictures = [[Image.open(io.BytesIO(data)).convert("RGB") for data in (X)] for prompt in prompts]
+    pictures = [decode_all(prompt) for prompt in prompts]
     inputs = processor(text=texts, images=pictures, return_tensors="pt", padding=True, padding_side="left")
     made = model.generate(**inputs, **MODES[mode], max_new_tokens=MAX_TOKENS)[:, inputs["input_ids"].shape[1] :]
     return [f"{begin} {text}" for text in processor.batch_decode(made, skip_special_tokens=True)]

@@ -11,7 +11,6 @@ from records.samples import PolicyVersion, Prompt, Sample, SampleGroup, Score, S
 from tasks.tvr.language.gold import Gold
 from tasks.tvr.language.prompt import build_messages
 from tasks.tvr.language.scene import SceneObject
-from tasks.tvr.task import TASK
 from tiny_policy.make import build_processor
 
 SCENE = (
@@ -78,9 +77,3 @@ def _draw_noise(rng: np.random.Generator, width: int, height: int) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(buffer, format="PNG")
     return buffer.getvalue()
-
-
-def right_answers(groups: Sequence[ScoredGroup]) -> tuple[tuple[Prompt, ...], tuple[str, ...]]:
-    """Their prompts, and what `sft` learns as the answers."""
-    prompts = tuple(scored.group.prompt for scored in groups)
-    return prompts, tuple(TASK.right_answer(prompt.gold, "answer") for prompt in prompts)

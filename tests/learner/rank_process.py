@@ -14,7 +14,7 @@ the other in one process group.
 import pickle
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,8 @@ from learner.checkpoint import Checkpoint, open_checkpoint
 from learner.config import LearnerConfig, LearnerJob
 from learner.engine import NonFiniteStep
 from records.manifest import TensorInfo
-from tests.learner.made_groups import right_answers
+from records.samples import Prompt, ScoredGroup
+from tasks.tvr.task import TASK
 
 BUCKET_BYTES = 400_000
 LOGITS_AT_ONCE = head.LOGITS_AT_ONCE
@@ -127,6 +128,12 @@ def read_first_gradient(learner: LearnerRank, config: LearnerConfig) -> dict[str
         whole = moment.reshape(parameter.ds_shape if config.zero_stage == 3 else parameter.shape)
         gradient[name] = whole.cpu().clone() / (1 - config.beta1)
     return gradient
+
+
+def right_answers(groups: Sequence[ScoredGroup]) -> tuple[tuple[Prompt, ...], tuple[str, ...]]:
+    """Their prompts, and what `sft` learns as the answers."""
+    prompts = tuple(scored.group.prompt for scored in groups)
+    return prompts, tuple(TASK.right_answer(prompt.gold, "answer") for prompt in prompts)
 
 
 if __name__ == "__main__":
