@@ -10,8 +10,8 @@ import itertools
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -103,16 +103,18 @@ class RolloutEngine:
         if self._is_in_process:
             self._llm.engine_core.expect(request_id, num_samples)
         try:
-            (request,) = await self._llm.renderer.render_cmpl_async([build_request(prompt, self._processor)])
+            asked = build_request(prompt, self._processor, request_id)
+            (request,) = await self._llm.renderer.render_cmpl_async([asked])
             self._check_room(prompt, len(request["prompt_token_ids"]))
-            async for output in self._llm.generate(request, params, request_id):
-                if prompt_token_ids is None:
-                    prompt_token_ids = np.asarray(output.prompt_token_ids, dtype=np.int32)
-                for part in output.outputs:
-                    completion = begun.setdefault(part.index, Completion())
-                    completion.add(part)
-                    if part.finish_reason is not None:
-                        yield part.index, self._to_sample(prompt, seed, prompt_token_ids, part, completion)
+            with kept_pictures(self._llm.renderer.mm_processor_cache, request, num_samples):
+                async for output in self._llm.generate(request, params, request_id):
+                    if prompt_token_ids is None:
+                        prompt_token_ids = np.asarray(output.prompt_token_ids, dtype=np.int32)
+                    for part in output.outputs:
+                        completion = begun.setdefault(part.index, Completion())
+                        completion.add(part)
+                        if part.finish_reason is not None:
+                            yield part.index, self._to_sample(prompt, seed, prompt_token_ids, part, completion)
         except EngineDeadError as error:
             raise EngineDied(str(error)) from error
         except VLLMClientError as error:
@@ -243,11 +245,12 @@ class Completion:
         self.logprobs.extend(part.logprobs.logprobs)
 
 
-def build_request(prompt: Prompt, processor: Any) -> dict[str, Any]:
+def build_request(prompt: Prompt, processor: Any, request_id: str) -> dict[str, Any]:
     """The engine's request for *prompt*: token ids with one placeholder a picture (the engine expands them) and the
     decoded pictures, if it has any.
 
-    Raises ValueError, naming the prompt, if the two do not match or a picture cannot be read.
+    vLLM knows pictures by *request_id*, not by what they show: each request has its own copy in the ring, see
+    `kept_pictures`. Raises ValueError, naming the prompt, if the two do not match or a picture cannot be read.
     """
     text = processor.apply_chat_template(list(prompt.messages), tokenize=False, add_generation_prompt=True)
     # The template has written every special token.
@@ -255,7 +258,36 @@ def build_request(prompt: Prompt, processor: Any) -> dict[str, Any]:
     # The engine itself does not notice too many.
     check_placeholders(prompt, token_ids.count(processor.tokenizer.convert_tokens_to_ids(processor.image_token)))
     pictures = decode_all(prompt)
-    return {"prompt_token_ids": token_ids} | ({"multi_modal_data": {"image": pictures}} if pictures else {})
+    if not pictures:
+        return {"prompt_token_ids": token_ids}
+    return {
+        "prompt_token_ids": token_ids,
+        "multi_modal_data": {"image": pictures},
+        "multi_modal_uuids": {"image": [f"{request_id}/{number}" for number in range(len(pictures))]},
+    }
+
+
+@contextmanager
+def kept_pictures(cache: Any, request: Any, num_samples: int) -> Iterator[None]:
+    """Within it, the pictures of the rendered *request* stay in vLLM's ring until all siblings have read them.
+
+    vLLM lets them go when as many have read them as requests asked for them, and ends if one is overwritten that a
+    sibling has yet to read: it counts one reader a request, and there are *num_samples*.
+    """
+    if request["type"] != "multimodal":
+        yield
+        return
+    ring, keys = cache._shm_cache, request["mm_hashes"]["image"]
+    places = [ring.key_index[key][1] for key in keys if key in ring.key_index]  # one too large for it is not there
+    for place in places:
+        ring.writer_flag[place] += num_samples - 1
+    try:
+        yield
+    except BaseException:
+        for place in places:  # siblings that were given up may not have read them, and will not
+            if place in ring.writer_flag:
+                ring.writer_flag[place] = 0
+        raise
 
 
 def answer_room(prompt_id: str, num_tokens: int, max_model_len: int) -> int:
@@ -314,7 +346,8 @@ def picture_cache_bytes(config: RolloutConfig, model: str) -> int:
     allowed = config.max_pictures * pictures.size["longest_edge"] // pictures.patch_size**2
     patches = min(allowed, config.max_model_len * pictures.merge_size**2)
     values_a_patch = 3 * pictures.temporal_patch_size * pictures.patch_size**2
-    return config.concurrent_prompts * patches * values_a_patch * np.dtype(np.float32).itemsize
+    # One more than are sampled at once, for what is lost where the ring begins anew.
+    return (config.concurrent_prompts + 1) * patches * values_a_patch * np.dtype(np.float32).itemsize
 
 
 def engine_arguments(config: RolloutConfig, model: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Prompts with 0, 1, 2 and 5 pictures: vLLM's engine and the learner see the same, and all of them."""
 
+import asyncio
 import io
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
@@ -121,3 +122,36 @@ async def test_another_order_of_the_pictures_is_another_prompt(worker: RolloutWo
 async def test_more_pictures_than_the_engine_was_started_for_are_refused_by_prompt_id(worker: RolloutWorker):
     with pytest.raises(ValueError, match=r"prompt 6 pictures cannot be asked: .*5 image"):
         await worker.sample(make_prompt(6), seed=1)
+
+
+async def test_pictures_stay_in_the_ring_until_every_sibling_has_read_them(worker: RolloutWorker):
+    ring = worker._engine._llm.renderer.mm_processor_cache._shm_cache
+
+    def held() -> dict[str, tuple[int, int]]:
+        """Reads that are waited for, and those that were made, of each picture."""
+        found = {}
+        for key, (address, place) in ring.key_index.items():
+            with ring.ring_buffer.access_buf(address) as (content, _):
+                found[key] = ring.writer_flag[place], int.from_bytes(content[:4], "little")
+        return found
+
+    before = held()
+    for _ in range(2):  # the same pictures again are others to the ring, where the first may be about to go
+        await worker.sample(make_prompt(2), seed=3)
+    await worker.answer(make_prompt(2))
+    added = [found for key, found in held().items() if key not in before]
+    assert added == [(4, 4)] * 4 + [(1, 1)] * 2  # four siblings, of two prompts with two pictures; one answer
+
+
+async def test_what_is_given_up_keeps_no_place_in_the_ring(worker: RolloutWorker):
+    ring = worker._engine._llm.renderer.mm_processor_cache._shm_cache
+    known = set(ring.key_index)
+    asked = [asyncio.create_task(worker.sample(make_prompt(5), seed=4)) for _ in range(2)]
+    while len(ring.key_index) < len(known) + 5:  # noqa: ASYNC110 vLLM has no event for it
+        await asyncio.sleep(0)
+    for task in asked:
+        task.cancel()
+    await asyncio.gather(*asked, return_exceptions=True)
+    assert all(task.cancelled() for task in asked)
+    given_up = [place for key, (_, place) in ring.key_index.items() if key not in known]
+    assert {ring.writer_flag[place] for place in given_up} <= {0, 1}  # 1: before it was begun

@@ -18,10 +18,11 @@ def processor(policy_folder: Path) -> Any:
 
 
 def test_a_request_has_one_placeholder_per_picture(processor: Any, make_prompt: Callable[[int], Prompt]) -> None:
-    request = build_request(make_prompt(0), processor)
+    request = build_request(make_prompt(0), processor, "a#1")
     placeholder = processor.tokenizer.convert_tokens_to_ids("<|image_pad|>")
     assert request["prompt_token_ids"].count(placeholder) == 2
     pictures = request["multi_modal_data"]["image"]
+    assert request["multi_modal_uuids"] == {"image": ["a#1/0", "a#1/1"]}
     assert [(picture.size, picture.mode) for picture in pictures] == [((112, 80), "RGB")] * 2
 
 
@@ -30,7 +31,7 @@ def test_too_many_placeholders_are_refused_by_prompt_id(processor: Any, make_pro
     user = prompt.messages[1]
     extra = {**user, "content": [*user["content"], {"type": "image"}]}
     with pytest.raises(ValueError, match="prompt 17/basic/center has 3 image placeholders for 2 pictures"):
-        build_request(replace(prompt, messages=(prompt.messages[0], extra)), processor)
+        build_request(replace(prompt, messages=(prompt.messages[0], extra)), processor, "a#1")
 
 
 def as_bitmap(picture: bytes) -> bytes:
@@ -53,7 +54,7 @@ def test_a_picture_that_cannot_be_read_is_refused_by_prompt_id(
     prompt = make_prompt(17)
     broken = (prompt.pictures[0], spoil(prompt.pictures[1]))
     with pytest.raises(ValueError, match=f"prompt 17/basic/center: its picture 2 {reason}"):
-        build_request(replace(prompt, images=broken), processor)
+        build_request(replace(prompt, images=broken), processor, "a#1")
 
 
 def test_a_prompt_that_leaves_no_room_for_an_answer_is_refused_by_prompt_id() -> None:
