@@ -39,7 +39,7 @@ WINGS = {
         "manifest": {"samples"},
         "samples": set(),
     },
-    "tasks": {"tvr": set(), "questions": set()},
+    "tasks": {"tvr": set(), "questions": set(), "counting": {"questions", "tvr"}},
     "tasks.tvr": {
         "task": {"data", "pictures", "language", "rules", "show"},
         "data": {"pictures", "language"},

@@ -6,7 +6,6 @@ from typing import Any
 
 from records.pictures import decode
 from records.task import SPLITS, Progress
-from tasks.questions.config import QuestionsConfig
 from tasks.questions.dataset import QuestionSet
 
 MAX_SHOWN = 20
@@ -14,9 +13,9 @@ MAX_SHOWN = 20
 COMMONEST = 8
 
 
-def check(config: QuestionsConfig, progress: Progress) -> tuple[list[str], bool]:
+def check(data: QuestionSet, progress: Progress) -> tuple[list[str], bool]:
     """Lines that say what is there and what is wrong, and whether all is well."""
-    data, lines, problems, seen = QuestionSet(config), [], [], set()
+    lines, problems, seen = [], [], set()
     for split in SPLITS:
         prompts = data.prompts(split)
         pictures, sizes, answers = Counter[int](), Counter[str](), Counter[str]()
@@ -46,7 +45,7 @@ def check(config: QuestionsConfig, progress: Progress) -> tuple[list[str], bool]
         *([f"... and {len(problems) - MAX_SHOWN} more"] if len(problems) > MAX_SHOWN else []),
     ]
     verdict = f"{len(problems)} problem{'s'[: len(problems) != 1]}" if problems else "OK"
-    return [f"{config.path}: {verdict}", *lines, *([""] if shown else []), *shown], not problems
+    return [f"{data.folder}: {verdict}", *lines, *([""] if shown else []), *shown], not problems
 
 
 def listed(counts: Mapping[Any, int]) -> str:

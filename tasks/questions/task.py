@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
+from pydantic import BaseModel
 from rich.console import RenderableType
 from rich.text import Text
 
@@ -35,13 +36,13 @@ class Answered(NamedTuple):
 class QuestionsTask(Task):
     """Questions with one true answer each."""
 
-    data_config = QuestionsConfig
+    data_config: ClassVar[type[BaseModel]] = QuestionsConfig
     rules = RULES
     rule_options = QuestionOptions
     shares = ("right", "well_formed")
     headline = "accuracy"
 
-    def open(self, data: QuestionsConfig) -> QuestionSet:
+    def open(self, data: Any) -> QuestionSet:
         return QuestionSet(data)
 
     def judge(self, reply: str, gold: Truth, terms: Mapping[str, float]) -> Answered:
@@ -107,12 +108,12 @@ class QuestionsTask(Task):
             shown.append(f"\n          {printable(reply)}", "dim")
         return shown
 
-    def check(self, data: QuestionsConfig, progress: Progress) -> tuple[list[str], bool]:
+    def check(self, data: Any, progress: Progress) -> tuple[list[str], bool]:
         from tasks.questions.check import check
 
-        return check(data, progress)
+        return check(self.open(data), progress)
 
-    def write_page(self, data: QuestionsConfig, out: Path, split: str | None, most: int) -> int:
+    def write_page(self, data: Any, out: Path, split: str | None, most: int) -> int:
         from tasks.questions.page import write_page
 
         return write_page(self.open(data), out, split, most)
