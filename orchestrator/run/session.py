@@ -191,12 +191,12 @@ def _check_golds(config: RunConfig, task: Task, data: DataSet, console: Console)
         for split in SPLITS:
             try:
                 golds = data.golds(split)
-                for number, (name, gold) in enumerate(golds, 1):
+                for done, (name, gold) in enumerate(golds):
+                    counter(done, len(golds))
                     try:
                         rule("", gold)
                     except ValueError as error:
                         raise ValueError(f"{name}, rule {rewards.rule}: its truth {error}") from error
-                    counter(number, len(golds))
             except ValueError as error:
                 raise ConfigError(f"data: {error}") from error
 
@@ -207,9 +207,9 @@ def _check_longest(config: RunConfig, encoder: PictureEncoder, data: DataSet, co
         for split in SPLITS:
             try:
                 prompts = data.longest(split)
-                for number, prompt in enumerate(prompts, 1):
+                for done, prompt in enumerate(prompts):
+                    counter(done, len(prompts))
                     check_room(config.rollout, prompt, len(encoder.tokenise(prompt)))
-                    counter(number, len(prompts))
             except ConfigError:
                 raise
             except ValueError as error:

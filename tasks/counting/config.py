@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 
 class CountingConfig(BaseModel):
-    """Where the pictures and questions are, and how to render them where they are missing."""
+    """Where the pictures are, and how to render them where they are missing."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -14,7 +14,7 @@ class CountingConfig(BaseModel):
     train: PositiveInt = Field(default=480, description="Training pictures to render; more overfit later.")
     test: PositiveInt = Field(default=200, description="Held-out pictures to render; more make accuracy less noisy.")
     objects: tuple[PositiveInt, PositiveInt] = Field(
-        default=(1, 4), description="Fewest and most objects of a scene, equally likely; more are harder."
+        default=(2, 3), description="Fewest and most objects of a scene, each number equally likely; more are harder."
     )
     size: tuple[PositiveInt, PositiveInt] = Field(default=(192, 144), description="Width and height in pixels.")
     spp: PositiveInt = Field(default=6, description="Rendered samples per pixel; more are slower and less noisy.")

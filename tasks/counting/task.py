@@ -1,4 +1,4 @@
-"""Counting as a task: one picture of the CLEVR-style scenes, "how many red things?".
+"""Counting as a task: one picture of the CLEVR-style scenes, and how many objects it shows.
 
 It renders pictures and writes them as a data set of questions; everything else is that task's (`tasks/questions`).
 """
@@ -6,7 +6,6 @@ It renders pictures and writes them as a data set of questions; everything else 
 import os
 import random
 import shutil
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,12 +18,11 @@ from tasks.questions.dataset import QuestionSet
 from tasks.questions.rules import RULES
 from tasks.questions.task import QuestionsTask
 from tasks.tvr.data.dataset import alone_at
-from tasks.tvr.language.scene import ATTRIBUTES, Scene
 from tasks.tvr.pictures.render import in_parallel, render, to_png
 from tasks.tvr.pictures.sample_scenes import sample_objects, sample_places
 
-ANY = "any"
-"""What is asked for: things of any look."""
+QUESTION = "final : <image> objects ?"
+"""In words that the tiny policy knows."""
 
 
 class CountingTask(QuestionsTask):
@@ -42,51 +40,35 @@ class CountingTask(QuestionsTask):
                 render_folder(data, progress)
 
     def open(self, data: Any) -> QuestionSet:
-        return QuestionSet(QuestionsConfig(path=data.path, by=("asked", "answer")))
+        return QuestionSet(QuestionsConfig(path=data.path, by=("answer",)))
 
 
 def render_folder(config: CountingConfig, progress: Progress) -> None:
     """Write the data set; whole or not at all."""
-    numbers = [(split, number) for split in SPLITS for number in range(getattr(config, split))]
-    rows: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
-    found = {}
-    for done, (place, made) in enumerate(in_parallel(partial(ask_about, config), numbers, config.workers), 1):
-        found[place] = made
-        progress(done, len(numbers))
-    for split, number in numbers:
-        rows[split] += found[split, number]
+    places = [(split, number) for split in SPLITS for number in range(getattr(config, split))]
+    made: dict[tuple[str, int], dict[str, Any]] = {}
+    for place, row in in_parallel(partial(_at, config), places, config.workers):
+        made[place] = row
+        progress(len(made), len(places))
     part = config.path.with_name(f"{config.path.name}.part")
     shutil.rmtree(part, ignore_errors=True)
+    rows = {split: [made[place] for place in places if place[0] == split] for split in SPLITS}
     datasets.DatasetDict({split: datasets.Dataset.from_list(rows[split]) for split in SPLITS}).save_to_disk(part)
     os.replace(part, config.path)
 
 
-def ask_about(config: CountingConfig, place: tuple[str, int]) -> tuple[tuple[str, int], list[dict[str, Any]]]:
-    """The questions about one picture; *place*, its split and number, decides all of them."""
+def _at(config: CountingConfig, place: tuple[str, int]) -> tuple[tuple[str, int], dict[str, Any]]:
+    return place, ask_about(config, place)
+
+
+def ask_about(config: CountingConfig, place: tuple[str, int]) -> dict[str, Any]:
+    """The row of one picture; *place*, its split and number, decides all of it."""
     rng = random.Random(f"{config.seed}/{'/'.join(map(str, place))}")
-    count, color = rng.randint(*config.objects), rng.choice(ATTRIBUTES["color"])
-    matching = rng.randint(0, count)  # so that no number is common where few are red
-    scene, *_ = sample_places(rng, lambda: [draw(rng, count, color, matching)], [(0, "center")], config.field_of_view)
+    count = rng.randint(*config.objects)
+    scene, *_ = sample_places(rng, lambda: [sample_objects(rng, count)], [(0, "center")], config.field_of_view)
     seed = rng.getrandbits(31)
     picture = to_png(render(scene, "center", config.size, config.spp, seed, config.field_of_view))
-    return place, [
-        {
-            "images": [{"bytes": picture, "path": None}],
-            "problem": f"<image> {asked} objects ?",
-            "answer": str(sum(asked in (ANY, item.color) for item in scene)),
-            "asked": asked,
-        }
-        for asked in (ANY, color)
-    ]
-
-
-def draw(rng: random.Random, count: int, color: str, matching: int) -> Scene:
-    """*count* objects without places, of which *matching* have this *color*."""
-    others = [value for value in ATTRIBUTES["color"] if value != color]
-    objects = sample_objects(rng, count)
-    return tuple(
-        replace(item, color=color if number < matching else rng.choice(others)) for number, item in enumerate(objects)
-    )
+    return {"images": [{"bytes": picture}], "problem": QUESTION, "answer": str(count)}
 
 
 TASK = CountingTask()
