@@ -1,8 +1,11 @@
 """Settings of the counting pictures."""
 
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+
+from tasks.tvr.pictures.render import RENDERER
 
 
 class CountingConfig(BaseModel):
@@ -23,3 +26,7 @@ class CountingConfig(BaseModel):
     workers: int = Field(
         default=0, ge=0, description="Rendering processes, 0 for one per core; the pictures do not depend on it."
     )
+
+    def recipe(self) -> dict[str, Any]:
+        """What decides the pictures, as JSON."""
+        return {**self.model_dump(mode="json", exclude={"path", "workers"}), "renderer": RENDERER}

@@ -3,6 +3,7 @@
 It renders pictures and writes them as a data set of questions; everything else is that task's (`tasks/questions`).
 """
 
+import json
 import os
 import random
 import shutil
@@ -17,7 +18,8 @@ from tasks.questions.config import QuestionsConfig
 from tasks.questions.dataset import QuestionSet
 from tasks.questions.rules import RULES
 from tasks.questions.task import QuestionsTask
-from tasks.tvr.data.dataset import alone_at
+from tasks.tvr.data.dataset import RECIPE, alone_at
+from tasks.tvr.data.rendered import how_recipes_differ
 from tasks.tvr.pictures.render import in_parallel, render, to_png
 from tasks.tvr.pictures.sample_scenes import sample_objects, sample_places
 
@@ -33,11 +35,12 @@ class CountingTask(QuestionsTask):
     may_change = ("path", "workers")
 
     def make(self, data: Any, progress: Progress) -> None:
-        if data.path.exists():
-            return
         with alone_at(data.path):
             if not data.path.exists():
                 render_folder(data, progress)
+        if differing := how_recipes_differ(data.path, data.recipe()):
+            remedy = "change the run file, remove the folder, or give another path"
+            raise ValueError(f"{data.path} was rendered with {differing}; {remedy}")
 
     def open(self, data: Any) -> QuestionSet:
         return QuestionSet(QuestionsConfig(path=data.path, by=("answer",)))
@@ -54,6 +57,7 @@ def render_folder(config: CountingConfig, progress: Progress) -> None:
     shutil.rmtree(part, ignore_errors=True)
     rows = {split: [made[place] for place in places if place[0] == split] for split in SPLITS}
     datasets.DatasetDict({split: datasets.Dataset.from_list(rows[split]) for split in SPLITS}).save_to_disk(part)
+    (part / RECIPE).write_text(json.dumps(config.recipe(), indent=2) + "\n")
     os.replace(part, config.path)
 
 

@@ -44,7 +44,7 @@ def ensure(config: DataConfig, progress: Progress | None = None) -> Path:
             if not config.path.exists():
                 logger.info("rendering %d + %d pairs into %s", config.train, config.test, config.path)
                 _make(config, progress)
-    if _is_rendered(config.path) and (differing := _differing(config.path, config)):
+    if _is_rendered(config.path) and (differing := how_recipes_differ(config.path, config.recipe())):
         raise ValueError(
             f"{config.path} was rendered with {differing}; change the run file, remove the folder, or give another path"
         )
@@ -96,7 +96,7 @@ def _claim(config: DataConfig) -> Path:
         part = unfinished / f"{RECIPE}.{os.getpid()}"
         part.write_text(json.dumps(config.recipe(), indent=2) + "\n")
         os.replace(part, unfinished / RECIPE)
-    if differing := _differing(unfinished, config):
+    if differing := how_recipes_differ(unfinished, config.recipe()):
         raise ValueError(
             f"{unfinished} holds pairs of a stopped run with {differing}; "
             "give the arguments of that run to go on, or remove the folder"
@@ -109,9 +109,9 @@ def _is_rendered(folder: Path) -> bool:
     return recipe.exists() and "spp" in json.loads(recipe.read_text())
 
 
-def _differing(folder: Path, config: DataConfig) -> str:
-    """What the recipe in *folder* says and what *config* asks for, where they differ; empty if they agree."""
-    found, wanted = json.loads((folder / RECIPE).read_text()), config.recipe()
+def how_recipes_differ(folder: Path, wanted: Mapping[str, Any]) -> str:
+    """What the recipe in *folder* says and what is *wanted*, where they differ; empty if they agree."""
+    found = json.loads((folder / RECIPE).read_text())
     keys = [key for key in {**wanted, **found} if found.get(key) != wanted.get(key)]
     if not keys:
         return ""
