@@ -45,7 +45,15 @@ for panel, name, command, lines in (
             "star-r1 eval --model NAME --endpoint http://localhost:8000/v1 --data data/tiny",
         ],
     ),
-    (FIRST_DAY, "score", score.score, ["star-r1 score --data data/tiny --replies replies.jsonl --json scores.json"]),
+    (
+        FIRST_DAY,
+        "score",
+        score.score,
+        [
+            "star-r1 score --data data/tiny --replies replies.jsonl --json scores.json",
+            "star-r1 score --task questions --data digits --replies replies.jsonl --set data.answer=solution",
+        ],
+    ),
     (FIRST_DAY, "sft", train.sft, ["star-r1 sft deploy/runs/tiny_sft.toml --set loop.steps=20"]),
     (
         LATER,
@@ -79,7 +87,9 @@ def star_r1(
         bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Train a vision-language model by reinforcement learning to see what changed between two pictures."""
+    """Train a vision-language model by reinforcement learning: to see what changed between two pictures, or on a task
+    of your own.
+    """
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -130,7 +130,7 @@ def trance(
         say(console, line)
 
 
-@app.command(cls=Command, epilog=example("star-r1 data check data/tiny"))
+@app.command(cls=Command, epilog=example("star-r1 data check data/tiny", "star-r1 data check digits --task questions"))
 def check(folder: DataFolder, task: TaskName = "tvr", settings: TaskSettings = None) -> None:
     """Check every row and decode every picture; exit status 1 if something is wrong."""
     config, console = scoring_config(task, folder, None, settings or []), Console()
