@@ -95,7 +95,7 @@ def star_r1(
 def main(arguments: list[str] | None = None) -> None:
     """Entry point. Exit status 2 with one message for what a user can mend, 1 for a run that failed."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    for package in ("records", "tasks", "rollout", "learner", "reward_service", "orchestrator"):
+    for package in ("records", "tasks", "tiny_policy", "rollout", "learner", "reward_service", "orchestrator"):
         logging.getLogger(package).setLevel(logging.INFO)
     try:
         status = app(arguments, prog_name="star-r1", standalone_mode=False)
