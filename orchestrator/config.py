@@ -181,7 +181,9 @@ def load_run_config(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
 def for_task(kind: type[Config], task: Task) -> type[Config]:
     """*kind* whose tables `data` and `reward_service.options`, and the names of rules, are those of *task*."""
     options = Field(default=task.rule_options(), description="Of the task's rules; a table of its own.")
-    rule = Field(default=next(iter(task.rules)), description=f"{', '.join(task.rules)}, or package.module:function.")
+    rule = Field(
+        default=next(iter(task.rules), ...), description=f"{', '.join(task.rules)}, or package.module:function."
+    )
     rewards = create_model(
         "RewardConfig",
         __base__=RewardConfig,

@@ -145,10 +145,11 @@ class NoOptions(BaseModel):
 class Task(ABC):
     """A task; one instance of each, which holds nothing. See the text above.
 
-    *data_config* and *rule_options* are the tables `data` and `reward_service.options` of a run file, *rules* the
-    values that `reward_service.rule` may have beside an import path, the first by default. *may_change* are the keys of
-    `data` that do not decide what is learned. *shares* are columns that are shares of samples, shown as curves and the
-    first in every step's line; *headline* is the metric of `report` whose rise is the aim, a share too.
+    *data_config* and *rule_options*, which has defaults, are the tables `data` and `reward_service.options` of a run
+    file, *rules* the values that `reward_service.rule` may have beside an import path, the first by default.
+    *may_change* are the keys of `data` that do not decide what is learned. *shares* are columns that are shares of
+    samples, shown as curves and the first in every step's line; *headline* is the metric of `report` whose rise is the
+    aim, a share too.
     """
 
     data_config: ClassVar[type[BaseModel]]

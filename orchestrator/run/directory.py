@@ -38,6 +38,7 @@ MAY_CHANGE = (
     "rollout.weight_transport",
     "rollout.timeout_s",
     "rollout.max_num_seqs",
+    "rollout.max_pictures",
     "rollout.kv_cache_mib",
     "rollout.gpu_memory_utilization",
     "rollout.tensor_parallel_size",
