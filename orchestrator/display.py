@@ -28,12 +28,15 @@ def say(console: Console, text: str) -> None:
 
 
 class Counter:
-    """Shows *done* of *total* from its first call on; off a terminal, a line every few seconds."""
+    """Shows *done* of *total* from its first call on; off a terminal, a line every few seconds and, but for a *check*,
+    one at the end.
+    """
 
-    def __init__(self, console: Console, what: str, progress: Progress | None) -> None:
+    def __init__(self, console: Console, what: str, progress: Progress | None, check: bool) -> None:
         self._console = console
         self._what = what
         self._progress = progress
+        self._check = check
         self._task: TaskID | None = None
         self._said = time.monotonic()
 
@@ -42,16 +45,16 @@ class Counter:
             if self._task is None:
                 self._task = self._progress.add_task(self._what, total=total, note=note)
             self._progress.update(self._task, completed=done, total=total, note=note)
-        elif time.monotonic() - self._said > PLAIN_EVERY_S or done == total:
+        elif time.monotonic() - self._said > PLAIN_EVERY_S or (done == total and not self._check):
             self._said = time.monotonic()
             self._console.print(f"{self._what}: {done} of {total} {note}".rstrip(), highlight=False)
 
 
 @contextmanager
-def counting(console: Console, what: str) -> Iterator[Counter]:
-    """A progress bar on a terminal, lines elsewhere."""
+def counting(console: Console, what: str, check: bool = False) -> Iterator[Counter]:
+    """A progress bar on a terminal, lines elsewhere. That of a *check* is soon done, and leaves nothing."""
     if not console.is_terminal:
-        yield Counter(console, what, None)
+        yield Counter(console, what, None, check)
         return
     columns = (
         TextColumn("{task.description}"),
@@ -62,8 +65,8 @@ def counting(console: Console, what: str) -> Iterator[Counter]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console) as progress:
-        yield Counter(console, what, progress)
+    with Progress(*columns, console=console, transient=check) as progress:
+        yield Counter(console, what, progress, check)
 
 
 def step_line(row: dict[str, float], steps: int, left_s: float, shares: Sequence[str]) -> str:

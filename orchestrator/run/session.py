@@ -187,12 +187,12 @@ def _check_golds(config: RunConfig, task: Task, data: DataSet, console: Console)
     if rewards.rule not in task.rules:
         return  # one of the user's own, which may cost what a judge costs
     rule = load_rule(task, rewards.rule, rewards.options)
-    with counting(console, "reading answers") as counter:
+    with counting(console, "reading answers", check=True) as counter:
         for split in SPLITS:
             try:
                 golds = data.golds(split)
-                for done, (name, gold) in enumerate(golds):
-                    counter(done, len(golds))
+                for number, (name, gold) in enumerate(golds, 1):
+                    counter(number, len(golds))
                     try:
                         rule("", gold)
                     except ValueError as error:
@@ -203,12 +203,12 @@ def _check_golds(config: RunConfig, task: Task, data: DataSet, console: Console)
 
 def _check_longest(config: RunConfig, encoder: PictureEncoder, data: DataSet, console: Console) -> None:
     """Raises ConfigError for a prompt that has no room, or cannot be asked."""
-    with counting(console, "measuring prompts") as counter:
+    with counting(console, "measuring prompts", check=True) as counter:
         for split in SPLITS:
             try:
                 prompts = data.longest(split)
-                for done, prompt in enumerate(prompts):
-                    counter(done, len(prompts))
+                for number, prompt in enumerate(prompts, 1):
+                    counter(number, len(prompts))
                     check_room(config.rollout, prompt, len(encoder.tokenise(prompt)))
             except ConfigError:
                 raise
