@@ -60,9 +60,11 @@ class QuestionSet:
         return self._split(split).at(number)
 
     def _split(self, split: str) -> "Rows":
-        for name, rows in self._rows.items():
-            if split in (name, rows.name):
-                return rows
+        by_name = {
+            rows.name: rows for rows in self._rows.values()
+        } | self._rows  # what a split is for goes before its name
+        if split in by_name:
+            return by_name[split]
         raise ValueError(f"{self._config.path} is asked for no split {split!r}; give train or test, or name it in data")
 
 

@@ -155,6 +155,16 @@ def test_a_data_set_is_known_by_its_files_wherever_it_lies(tmp_path: Path):
     assert opened(saved(tmp_path / "c", ROW | {"answer": "4"})).identity != known
 
 
+def test_what_a_split_is_for_goes_before_what_it_is_called(tmp_path: Path):
+    splits = {name: datasets.Dataset.from_list([ROW | {"answer": name}]) for name in ("train", "test", "dev")}
+    datasets.DatasetDict(splits).save_to_disk(tmp_path / "data")
+    data = opened(tmp_path / "data", train="test", test="dev")
+    asked = {split: [gold.answer for _, gold in data.golds(split)] for split in ("train", "test", "dev")}
+    assert asked == {"train": ["test"], "test": ["dev"], "dev": ["dev"]}
+    with pytest.raises(ValueError, match="is asked for no split 'val'; give train or test"):
+        data.prompts("val")
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
