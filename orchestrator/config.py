@@ -61,7 +61,7 @@ class EvaluationConfig(BaseModel):
     concurrent_prompts: int = Field(
         default=4,
         ge=1,
-        description="Pairs asked at a time beside training; larger ends sooner, and samples wait.",
+        description="Prompts asked at a time beside training; larger ends sooner, and samples wait.",
     )
 
 
@@ -100,7 +100,7 @@ class Sections(BaseModel):
 
     task: str = Field(
         default=DEFAULT_TASK,
-        description="What is learned: tvr, questions, or package.module:name of a task of your own.",
+        description="What is learned: tvr, questions, counting, or package.module:name of your own.",
     )
     model: Path = Field(description="Hugging Face folder of the starting policy, on every node.")
     device: Device = Field(description="What rollout workers and learner ranks run on: cpu, or gpu, one or more each.")

@@ -5,7 +5,8 @@ picture of a data set is opened here, so that what `data check` finds sound is w
 """
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from PIL import Image, UnidentifiedImageError
@@ -24,31 +25,33 @@ def check_size(width: int, height: int) -> None:
         raise ValueError(f"it has {width}x{height} pixels, more than {MAX_PIXELS}; make it smaller")
 
 
+@contextmanager
+def _readable() -> Iterator[None]:
+    """Within it, whatever Pillow says of bytes is a ValueError, whose text goes on from the name of the picture."""
+    try:
+        yield
+    except UnidentifiedImageError as error:
+        raise ValueError("is no picture; it must be a PNG or JPEG file") from error
+    except Exception as error:  # a damaged one makes Pillow raise nearly anything, and all of it is the finding
+        raise ValueError(f"cannot be decoded: {error}") from error
+
+
 def decode(encoded: bytes) -> Image.Image:
     """The picture, down to its last pixel. Raises ValueError, whose text goes on from the name of the picture."""
-    try:
+    with _readable():
         with Image.open(io.BytesIO(encoded), formats=FORMATS) as picture:
             check_size(*picture.size)
             picture.verify()  # the checksums of a PNG, which decoding skips
         with Image.open(io.BytesIO(encoded), formats=FORMATS) as picture:
             picture.load()
-    except UnidentifiedImageError as error:
-        raise ValueError("is no picture; it must be a PNG or JPEG file") from error
-    except Exception as error:  # a damaged one makes Pillow raise nearly anything, and all of it is the finding
-        raise ValueError(f"cannot be decoded: {error}") from error
     return picture
 
 
 def size(encoded: bytes) -> tuple[int, int]:
     """Width and height, from the picture's head alone. Raises ValueError, as `decode` does."""
-    try:
-        with Image.open(io.BytesIO(encoded), formats=FORMATS) as picture:
-            check_size(*picture.size)
-            return picture.size
-    except UnidentifiedImageError as error:
-        raise ValueError("is no picture; it must be a PNG or JPEG file") from error
-    except Exception as error:  # as in `decode`
-        raise ValueError(f"cannot be decoded: {error}") from error
+    with _readable(), Image.open(io.BytesIO(encoded), formats=FORMATS) as picture:
+        check_size(*picture.size)
+    return picture.size
 
 
 def check_placeholders(prompt: Prompt, count: int) -> None:

@@ -22,7 +22,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, overload
 
 from pydantic import BaseModel, ConfigDict
 from rich.console import RenderableType
@@ -97,6 +97,22 @@ class DataSet(Protocol):
     def longest(self, split: str) -> Sequence[Prompt]:
         """Those among which the longest is, all if nobody knows better: they are checked before any worker starts."""
         ...
+
+
+class ReadPrompts(Sequence[Prompt]):
+    """Prompts that are read when they are asked for."""
+
+    @abstractmethod
+    def read(self, number: int) -> Prompt:
+        """Raises ValueError, which names the row, if it makes no sense."""
+
+    @overload
+    def __getitem__(self, at: int) -> Prompt: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Prompt]: ...
+    def __getitem__(self, at: int | slice) -> Prompt | list[Prompt]:
+        numbers = range(len(self))[at]
+        return self.read(numbers) if isinstance(numbers, int) else [self.read(number) for number in numbers]
 
 
 class PromptGolds:

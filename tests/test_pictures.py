@@ -12,7 +12,6 @@ import pytest
 import pytest_asyncio
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText
 
 from learner.batch import BatchRow, answer_logprobs, collate, lay_out_prompt, shared_prompt
 from learner.config import LearnerConfig
@@ -22,7 +21,7 @@ from records.samples import PolicyVersion, Prompt, SampleGroup, Score
 from rollout.actor import RolloutWorker
 from rollout.config import RolloutConfig
 from tests.learner.made_groups import ask_about
-from tiny_policy.make import make_tiny_policy
+from tests.rollout.loud_policy import write_loud_policy
 
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 COUNTS = (0, 1, 2, 5)
@@ -47,15 +46,8 @@ def make_prompt(count: int) -> Prompt:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fresh tiny policy, its matrices six times as large, so that the pictures matter."""
     folder = tmp_path_factory.mktemp("policy")
-    make_tiny_policy(folder, seed=0)
-    policy = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
-    with torch.no_grad():
-        for parameter in policy.parameters():
-            if parameter.ndim >= 2:
-                parameter.mul_(6.0)
-    policy.save_pretrained(folder)
+    write_loud_policy(folder)
     return folder
 
 

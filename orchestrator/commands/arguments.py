@@ -87,7 +87,7 @@ def to_seed(text: str | int) -> int:
 
 
 TaskName = Annotated[
-    str, typer.Option("--task", metavar="TASK", help="tvr, questions or package.module:name of your own.")
+    str, typer.Option("--task", metavar="TASK", help="tvr, questions, counting or package.module:name of your own.")
 ]
 TaskSettings = Annotated[
     list[str] | None,

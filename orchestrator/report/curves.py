@@ -38,7 +38,8 @@ def shares_curve(
     for key, color in zip(reversed(shares), SHARE_COLORS, strict=False):
         points, steps = _averaged(rows, key, most=width // 2)
         drawn.append((key, key[0].lower(), color, points))
-    drawn.append((f"held-out {headline}", str(headline)[0].upper(), "red", held_out))
+    if headline is not None:
+        drawn.append((f"held-out {headline}", headline[0].upper(), "red", held_out))
     _begin("share", [point for *_, points in drawn for point in points], width)
     for _, marker, color, points in drawn:
         if points:

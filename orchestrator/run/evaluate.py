@@ -3,21 +3,14 @@
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from orchestrator.loop.roles import Rollouts
-from records.samples import PolicyVersion, Prompt, Sample, Score
+from records.samples import PolicyVersion, Prompt, Score
 from records.task import Task
+from rollout.actor import Scorer
 
 PROMPTS_A_WORKER = 64
-
-
-class Scorer(Protocol):
-    """The reward workers."""
-
-    async def score(self, gold: Any, sample: Sample) -> Score:
-        """Raises ScoringFailure."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -24,7 +24,7 @@ def check(data: QuestionSet, progress: Progress) -> tuple[list[str], bool]:
                 prompt = prompts[number]
                 for place, encoded in enumerate(prompt.pictures, 1):
                     try:
-                        sizes[f"{'x'.join(map(str, decode(encoded).size))}"] += 1
+                        sizes["x".join(map(str, decode(encoded).size))] += 1
                     except ValueError as error:
                         raise ValueError(f"{data.where(split, number)}: picture {place} {error}") from error
                 if prompt.id in seen:

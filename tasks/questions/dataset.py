@@ -3,12 +3,13 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import datasets
 import xxhash
 
 from records.samples import Prompt
+from records.task import ReadPrompts
 from tasks.questions.config import QuestionsConfig
 from tasks.questions.truth import Truth
 
@@ -118,8 +119,8 @@ class Rows:
         return f"{self.where}, row {number}"
 
 
-class QuestionPrompts(Sequence[Prompt]):
-    """The questions of one split, read when asked for."""
+class QuestionPrompts(ReadPrompts):
+    """The questions of one split."""
 
     def __init__(self, rows: Rows) -> None:
         self._rows = rows
@@ -127,14 +128,7 @@ class QuestionPrompts(Sequence[Prompt]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    @overload
-    def __getitem__(self, at: int) -> Prompt: ...
-    @overload
-    def __getitem__(self, at: slice) -> list[Prompt]: ...
-    def __getitem__(self, at: int | slice) -> Prompt | list[Prompt]:
-        if isinstance(at, slice):
-            return [self[number] for number in range(len(self))[at]]
-        number = range(len(self))[at]
+    def read(self, number: int) -> Prompt:
         row = self._rows.row(number)
         try:
             return to_prompt(self._rows.config, self._rows.name_of(number, row), row)

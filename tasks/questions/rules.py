@@ -101,7 +101,7 @@ def read_number(answer: str) -> Fraction:
 
 def read_formula(answer: str) -> Any:
     """As math-verify reads LaTeX and plain expressions."""
-    parsed = _parse_formula(answer if "$" in answer or "\\boxed" in answer else f"${answer}$")
+    parsed = _parse_formula(answer)
     if not parsed:
         raise ValueError(f"is no formula that math-verify can read: {answer!r}")
     return parsed
@@ -120,14 +120,16 @@ def read_object(answer: str) -> dict[str, Any]:
 
 
 def _same_choice(said: str, true: str, options: QuestionOptions) -> bool:
-    found = CHOICE.match(said)
-    return found is not None and found[1].upper() == true
+    try:
+        return read_choice(said) == true
+    except ValueError:  # the policy's doing: wrong, like any other wrong answer
+        return False
 
 
 def _same_number(said: str, true: Fraction, options: QuestionOptions) -> bool:
     try:
         value = read_number(said)
-    except ValueError:  # the policy's doing: wrong, like any other wrong answer
+    except ValueError:
         return False
     return abs(value - true) <= Fraction(options.tolerance) * abs(true)
 
@@ -135,7 +137,7 @@ def _same_number(said: str, true: Fraction, options: QuestionOptions) -> bool:
 def _same_formula(said: str, true: Any, options: QuestionOptions) -> bool:
     from math_verify import verify
 
-    parsed = _parse_formula(said if "$" in said or "\\boxed" in said else f"${said}$")
+    parsed = _parse_formula(said)
     return bool(parsed) and bool(verify(true, parsed, timeout_seconds=None))
 
 
@@ -159,7 +161,7 @@ def _parse_formula(text: str) -> Any:
     from math_verify import parse
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it would say so for each reply
-    return parse(text, parsing_timeout=None)
+    return parse(text if "$" in text or "\\boxed" in text else f"${text}$", parsing_timeout=None)
 
 
 RULES: dict[str, Rule] = {

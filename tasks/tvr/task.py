@@ -12,7 +12,7 @@ from rich.console import RenderableType
 from records.samples import Prompt
 from records.task import SPLITS, Imitation, Progress, Task
 from tasks.tvr.data.config import DataConfig
-from tasks.tvr.data.dataset import RECIPE, GoldSet, PromptSet, load, load_golds
+from tasks.tvr.data.dataset import RECIPE, GoldSet, PromptSet, check_folder, load, load_golds
 from tasks.tvr.language.answer import format_answer
 from tasks.tvr.language.behaviour import count_triplets, is_careful
 from tasks.tvr.language.gold import Gold
@@ -49,8 +49,7 @@ class PairSet:
 
     def __init__(self, folder: Path) -> None:
         """Raises FileNotFoundError."""
-        if not (folder / "dataset_dict.json").exists():
-            raise FileNotFoundError(f"there is no data set in {folder}; render one, or correct the path")
+        check_folder(folder)
         self.folder = folder
 
     @property

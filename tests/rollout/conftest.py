@@ -6,15 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText
 
 from records.samples import Prompt
 from tasks.tvr.language.gold import Gold
 from tasks.tvr.language.prompt import build_messages
 from tasks.tvr.language.scene import SceneObject
-from tiny_policy.make import make_tiny_policy
+from tests.rollout.loud_policy import write_loud_policy
 
 SCENE = (
     SceneObject(color="red", shape="cube", size="large", material="metal"),
@@ -47,13 +45,7 @@ def make_prompt() -> Callable[[int], Prompt]:
 
 @pytest.fixture(scope="session")
 def policy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fresh tiny policy, its matrices six times as large, so that its logits are not flat and the pictures matter."""
+    """See `write_loud_policy`."""
     folder = tmp_path_factory.mktemp("policy")
-    make_tiny_policy(folder, seed=0)
-    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim >= 2:
-                parameter.mul_(6.0)
-    model.save_pretrained(folder)
+    write_loud_policy(folder)
     return folder

@@ -21,7 +21,7 @@ from PIL import Image
 
 from records.pictures import decode
 from records.task import SPLITS, Progress
-from tasks.tvr.data.dataset import FEATURES, RECIPE
+from tasks.tvr.data.dataset import FEATURES, RECIPE, check_folder
 from tasks.tvr.language.scene import (
     ATTRIBUTES,
     MAX_OBJECTS,
@@ -107,8 +107,7 @@ def check(folder: Path, progress: Progress | None = None) -> CheckReport:
 
     Damage of any kind is a problem in the report. Raises FileNotFoundError when there is no data set.
     """
-    if not (folder / "dataset_dict.json").exists():
-        raise FileNotFoundError(f"there is no data set in {folder}; render one, or correct the path")
+    check_folder(folder)
     report = CheckReport(folder=folder)
     rows_check = _RowsCheck(report, rendered=_check_recipe(report))
     opened = {split: rows for split in _split_names(report) if (rows := _open(report, split)) is not None}

@@ -9,17 +9,18 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import datasets
 import pyarrow
 from datasets.arrow_writer import ArrowWriter
 
 from records.samples import Prompt
+from records.task import ReadPrompts
 from tasks.tvr.language.gold import Gold
 from tasks.tvr.language.prompt import build_messages
 from tasks.tvr.language.scene import SceneObject, Transformation
@@ -101,8 +102,8 @@ def _is_still(path: Path, file: int) -> bool:
         return False
 
 
-class PromptSet(Sequence[Prompt]):
-    """The prompts of one split, made when asked for; the pictures stay on disk, encoded."""
+class PromptSet(ReadPrompts):
+    """The prompts of one split; the pictures stay on disk, encoded."""
 
     def __init__(self, rows: datasets.Dataset) -> None:
         still_encoded = datasets.Image(decode=False)
@@ -111,14 +112,8 @@ class PromptSet(Sequence[Prompt]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    @overload
-    def __getitem__(self, at: int) -> Prompt: ...
-    @overload
-    def __getitem__(self, at: slice) -> list[Prompt]: ...
-    def __getitem__(self, at: int | slice) -> Prompt | list[Prompt]:
-        if isinstance(at, slice):
-            return [self[index] for index in range(len(self))[at]]
-        return _to_prompt(self._rows[at])
+    def read(self, number: int) -> Prompt:
+        return _to_prompt(self._rows[number])
 
 
 def load(folder: Path, split: str) -> PromptSet:
@@ -170,9 +165,14 @@ def _write_parts(part: Path, splits: Mapping[str, Iterable[Mapping[str, Any]]], 
     (part / "done" / RECIPE).write_text(recipe + "\n")
 
 
-def _load_rows(folder: Path, split: str) -> datasets.Dataset:
+def check_folder(folder: Path) -> None:
+    """Raises FileNotFoundError without a data set in *folder*."""
     if not (folder / "dataset_dict.json").exists():
         raise FileNotFoundError(f"there is no data set in {folder}; render one, or correct the path")
+
+
+def _load_rows(folder: Path, split: str) -> datasets.Dataset:
+    check_folder(folder)
     splits = datasets.load_from_disk(folder)
     if split not in splits:
         raise ValueError(f"{folder} has no split {split!r}; it has {', '.join(splits)}")

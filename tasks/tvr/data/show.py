@@ -28,7 +28,7 @@ from tasks.tvr.data.check import (
     read_scene,
     read_transformations,
 )
-from tasks.tvr.data.dataset import FEATURES
+from tasks.tvr.data.dataset import FEATURES, check_folder
 from tasks.tvr.language.scene import RADIUS, SETTINGS, VIEWS, Scene, SceneObject, Transformation, apply, net_changes
 from tasks.tvr.pictures.render import COLOR_RGB, RENDERER, project
 
@@ -140,8 +140,7 @@ def object_box(item: SceneObject, view: str, size: tuple[int, int], field_of_vie
 
 
 def _open_splits(folder: Path, split: str | None) -> Mapping[str, datasets.Dataset]:
-    if not (folder / "dataset_dict.json").exists():
-        raise FileNotFoundError(f"there is no data set in {folder}; render one, or correct the path")
+    check_folder(folder)
     splits = datasets.load_from_disk(folder)
     if split is not None and split not in splits:
         raise ValueError(f"{folder} has no split {split!r}; it has {', '.join(splits)}")

@@ -161,12 +161,17 @@ def net_changes(scene: Scene, transformations: Iterable[Transformation]) -> tupl
     return tuple(moves_and_cells.values())
 
 
+def check_possible(change: Transformation, scene: Scene) -> None:
+    """Raises ValueError."""
+    if not change.is_valid_in(scene):
+        raise ValueError(f"{change} is not possible in a scene of {len(scene)} objects")
+
+
 def _final_cells(scene: Scene, transformations: Iterable[Transformation]) -> dict[tuple[int, str], Any]:
     """The last value of every cell (object index, attribute) that is touched; moves add up."""
     cells: dict[tuple[int, str], Any] = {}
     for change in transformations:
-        if not change.is_valid_in(scene):
-            raise ValueError(f"{change} is not possible in a scene of {len(scene)} objects")
+        check_possible(change, scene)
         index, attribute, value = change
         cell = (index, attribute)
         if attribute == "position":
