@@ -121,7 +121,7 @@ async def raw_side(connection: Connection) -> None:
     llm = LLM(**engine_arguments(config.rollout, str(config.model)))
     connection.send("ready")
     while (number := connection.recv()) is not None:
-        requests = [build_request(prompt, processor) for prompt in chosen(prompts, number)]
+        requests = [build_request(prompt, processor, f"{number}-{prompt.id}") for prompt in chosen(prompts, number)]
         params = [sampling_params(config, prompt) for prompt in chosen(prompts, number)]
         began = time.perf_counter()
         outputs = llm.generate(requests, params, use_tqdm=False)
