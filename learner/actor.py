@@ -63,6 +63,8 @@ class LearnerRank:
         self._rank = rank
         self._world_size = world_size
         self._version = PolicyVersion(0)
+        self.completed = 0
+        """Passes and buckets so far; it grows as long as the rank, and those that it waits for, do not hang."""
         self._encoder = PictureEncoder(job.model)
         self._engine: Engine | None = None
         self._meeting: torch.distributed.TCPStore | None = None
@@ -201,6 +203,7 @@ class LearnerRank:
         is not in it a second time. The arrays may be the parameters themselves, or lie where the rank's next bucket
         will: copy them before the next call.
         """
+        self.completed += 1
         if not self._buckets:
             raise ValueError("no buckets are planned; call weight_bucket_count first")
         is_its_turn, is_shared_out = index % self._world_size == self._rank, self._config.zero_stage == 3
@@ -356,6 +359,7 @@ class LearnerRank:
         return lay_out_prompt(group, pictures, self._encoder.image_token_id, rope)
 
     def _collate(self, groups: Sequence[SampleGroup], prompts: "_Prompts", rows: Sequence[Row]) -> Batch:
+        self.completed += 1
         laid_out = [
             BatchRow(
                 prompted=prompts.get(row.group),

@@ -15,18 +15,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import safetensors.numpy
-from pydantic import ConfigDict, TypeAdapter
 
 from learner.config import LearnerConfig, LearnerJob
 from learner.device import missing_cuda
+from records.packed import pack, unpack
 from records.samples import ScoredGroup
 
 REFUSED, GROUPS, ARRAYS, PICKLED = "refused.json", "groups.json", "groups.safetensors", "groups.pickle"
-_STANDS_FOR = "$stands for"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +64,7 @@ def save_refused(
 ) -> None:
     """Write the folder beside the model, which is there already."""
     folder.mkdir(parents=True, exist_ok=True)
-    text, arrays = _pack([_without_truth(group) for group in groups])
+    text, arrays = pack([_without_truth(group) for group in groups])
     safetensors.numpy.save_file(arrays, folder / ARRAYS)
     (folder / GROUPS).write_text(text + "\n")
     content = {
@@ -94,7 +91,7 @@ def load_refused(folder: Path) -> tuple[tuple[ScoredGroup, ...], LearnerConfig, 
         config = LearnerConfig.model_validate(content["learner"] | {"ranks": 1, "lora_rank": 0})  # it was saved merged
         here = {"model": str(folder / "model"), "folder": str(folder), "device": "cpu" if missing_cuda() else "gpu"}
         job = LearnerJob(**content["job"] | here)
-        return _unpack((folder / GROUPS).read_text(), safetensors.numpy.load_file(folder / ARRAYS)), config, job
+        return unpack((folder / GROUPS).read_text(), safetensors.numpy.load_file(folder / ARRAYS)), config, job
     except Exception as error:  # files can be damaged in any way, and none of it is taken
         cause = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ValueError(
@@ -105,27 +102,3 @@ def load_refused(folder: Path) -> tuple[tuple[ScoredGroup, ...], LearnerConfig, 
 def _without_truth(scored: ScoredGroup) -> ScoredGroup:
     group = replace(scored.group, prompt=replace(scored.group.prompt, gold=None))
     return replace(scored, group=group, scores=tuple(replace(score, judgement=None) for score in scored.scores))
-
-
-def _pack(groups: Sequence[ScoredGroup]) -> tuple[str, dict[str, np.ndarray]]:
-    """*groups* as JSON, and the arrays and pictures that a name stands for in it."""
-    arrays: dict[str, np.ndarray] = {}
-
-    def keep(value: bytes | np.ndarray) -> dict[str, str]:
-        kind = "picture" if isinstance(value, bytes) else "array"
-        name = f"{kind} {len(arrays)}"
-        arrays[name] = np.frombuffer(value, np.uint8) if isinstance(value, bytes) else np.ascontiguousarray(value)
-        return {_STANDS_FOR: name}
-
-    return json.dumps([asdict(group) for group in groups], default=keep), arrays
-
-
-def _unpack(text: str, arrays: dict[str, np.ndarray]) -> tuple[ScoredGroup, ...]:
-    def put_back(entry: dict[str, Any]) -> Any:
-        if _STANDS_FOR not in entry:
-            return entry
-        name = entry[_STANDS_FOR]
-        return arrays[name].tobytes() if name.startswith("picture") else arrays[name]
-
-    kind = TypeAdapter(tuple[ScoredGroup, ...], config=ConfigDict(arbitrary_types_allowed=True))
-    return kind.validate_python(json.loads(text, object_hook=put_back))

@@ -28,7 +28,11 @@ class StartFailed(Exception):
     """A worker did not become ready; the text says what it said last, and where the rest stands."""
 
 
-def first_of(group: BaseExceptionGroup[ConfigError]) -> ConfigError:
+class RunFailed(Exception):
+    """A run ended with an error; the text says what was kept, and how to go on."""
+
+
+def first_of(group: BaseExceptionGroup[ConfigError | StartFailed]) -> ConfigError | StartFailed:
     """One message for a user, of the errors of parallel tasks."""
     first = group.exceptions[0]
     return first_of(first) if isinstance(first, BaseExceptionGroup) else first
@@ -86,6 +90,34 @@ class CheckpointConfig(BaseModel):
     )
 
 
+class SupervisionConfig(BaseModel):
+    """When a worker counts as hung, and how those that are lost are replaced. Times are in seconds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    silent_s: float = Field(
+        default=300.0,
+        gt=0,
+        description="So long a worker that has work may complete no part of it before it is suspected; larger bears a "
+        "slower machine, smaller finds a hung worker sooner.",
+    )
+    grace_s: float = Field(
+        default=30.0, ge=0, description="So long a suspected worker has to complete something before it is killed."
+    )
+    leave_s: float = Field(
+        default=120.0,
+        ge=0,
+        description="So long one that leaves may end its answers; what is left goes to others.",
+    )
+    backoff_s: float = Field(
+        default=1.0, ge=0, description="Wait before a lost worker's successor starts, doubled after each in a row."
+    )
+    most_backoff_s: float = Field(default=60.0, ge=0, description="Longest such wait.")
+    failures: int = Field(
+        default=5, ge=0, description="Losses of a kind of worker in a row, with nothing done between, that end the run."
+    )
+
+
 NARROWEST_SEQUENCE_CLIP = 0.01
 """Narrower, the clip of whole answers drops most that are a version old, or rounded otherwise: see gspo's preset."""
 
@@ -108,6 +140,7 @@ class Sections(BaseModel):
     loop: LoopConfig
     evaluation: EvaluationConfig
     checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="A table of its own.")
+    supervision: SupervisionConfig = Field(default=SupervisionConfig(), description="A table of its own.")
     data: BaseModel = Field(description="The task's own table.")
     rollout: RolloutConfig
     reward_service: RewardConfig

@@ -32,10 +32,15 @@ class PromptOrder:
         self._cursor = cursor
 
     def next(self) -> Prompt:
-        epoch, place = divmod(self._cursor, len(self._prompts))
+        prompt = self.at(self._cursor)
+        self._cursor += 1
+        return prompt
+
+    def at(self, cursor: int) -> Prompt:
+        """The prompt that `next` gives, or gave, when *cursor* prompts have been given out."""
+        epoch, place = divmod(cursor, len(self._prompts))
         if self._shuffled[0] != epoch:
             order = list(range(len(self._prompts)))
             random.Random(f"{self._seed}/order/{epoch}").shuffle(order)
             self._shuffled = (epoch, order)
-        self._cursor += 1
         return self._prompts[self._shuffled[1][place]]

@@ -105,7 +105,7 @@ class RolloutWorker:
 
         *buckets* are what the manifest says, or none where they come by NCCL. Answers in flight go on under the new
         version, and their spans tell, or are waited for (`inflight`). Raises ValueError, and changes nothing, if the
-        version is not newer than the served one or has other tensors, or if part of it has not come or is damaged
+        version is older than the served one or has other tensors, or if part of it has not come or is damaged
         (DamagedWeights); OSError if shared memory has no room for it. Raises WeightUpdateError if loading failed, which
         makes the worker unusable.
         """
@@ -113,8 +113,8 @@ class RolloutWorker:
         async with self._updating:
             engine = self._usable_engine()
             assert self._files is not None
-            if version <= self.version:
-                raise ValueError(f"version {version} is not newer than {self.version}, which {self.worker_id} serves")
+            if version < self.version:
+                raise ValueError(f"version {version} is older than {self.version}, which {self.worker_id} serves")
             if self._manifest is not None and (other := manifest.names ^ self._manifest.names):
                 raise ValueError(
                     f"version {version} has not the tensors of {self.version}, which {self.worker_id} serves: "
@@ -128,6 +128,16 @@ class RolloutWorker:
                 pause_s = await self._load(engine.load_weights(manifest, parts, new_eyes), version)
                 self._manifest = manifest
             return pause_s
+
+    @property
+    def completed(self) -> int:
+        """How much the engine has done since it started; it grows as long as the engine does not hang."""
+        return 0 if self._engine is None else self._engine.completed
+
+    @property
+    def has_work(self) -> bool:
+        """Whether the engine has something to do."""
+        return bool(self._in_flight)
 
     @property
     def version(self) -> PolicyVersion:

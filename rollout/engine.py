@@ -75,6 +75,11 @@ class RolloutEngine:
         self._request_ids = itertools.count()
         self._warned_of_room = False
 
+    @property
+    def completed(self) -> int:
+        """Steps of the engine of which something has come."""
+        return self._llm.engine_core.steps
+
     async def label(self, version: PolicyVersion) -> None:
         """Say which version the loaded weights are."""
         await self._llm.update_weight_version(str(version))
@@ -331,7 +336,22 @@ def _start_vllm(config: RolloutConfig, model: str, picture_cache_name: str) -> A
         from rollout.inprocess import start_in_process
 
         return start_in_process(args)
-    return AsyncLLM.from_engine_args(args)
+    llm = AsyncLLM.from_engine_args(args)
+    count_steps(llm.engine_core)
+    return llm
+
+
+def count_steps(core: Any) -> None:
+    """Have *core*, vLLM's client of an engine in a process of its own, count in `steps` the outputs that have come."""
+    get_output = core.get_output_async
+    core.steps = 0
+
+    async def counted() -> Any:
+        outputs = await get_output()
+        core.steps += 1
+        return outputs
+
+    core.get_output_async = counted
 
 
 def picture_cache_bytes(config: RolloutConfig, model: str) -> int:

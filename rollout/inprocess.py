@@ -98,6 +98,7 @@ class InProcessCore(AsyncMPClient):
         self._calls: queue.SimpleQueue[tuple[Call, Future[Any]] | None] = queue.SimpleQueue()
         self._core = EngineCore(vllm_config, executor_class, log_stats)
         self._held = HeldOutputs()
+        self.steps = 0
         self._expected: dict[str, int] = {}
         self._thread = threading.Thread(target=self._run, name="vllm-core", daemon=True)
         self._thread.start()
@@ -172,6 +173,7 @@ class InProcessCore(AsyncMPClient):
                     self._make(*asked)
                 outputs, executed = core.step_fn()
                 core.post_step(executed)
+                self.steps += 1
                 for ended in self._held.add(outputs[0]) if outputs else ():
                     self._loop.call_soon_threadsafe(self.outputs_queue.put_nowait, ended)
         except Exception as error:

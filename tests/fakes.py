@@ -158,6 +158,26 @@ class FakeLearner:
         self.events.append(f"checkpoint {self.version}")
 
 
+class FakeJournal:
+    """Keeps what it is told in *events*, if they are given."""
+
+    def __init__(self, events: list[str] | None = None) -> None:
+        self.events = events
+
+    def admitted(self, ticket: int, prompt_id: str) -> None:
+        self.write("admitted", ticket=ticket, prompt=prompt_id)
+
+    async def keep(self, step: PolicyVersion, groups: Sequence[ScoredGroup]) -> None:
+        self.write("keep", step=step)
+
+    def trained(self, step: PolicyVersion) -> None:
+        self.write("trained", step=step)
+
+    def write(self, event: str, **facts: Any) -> None:
+        if self.events is not None:
+            self.events.append(" ".join([event, *map(str, facts.values())]))
+
+
 class FakeChatServer:
     """An OpenAI-compatible server on the loopback: gives *answers*, a status and a body each, in turn; keeps what came.
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from orchestrator.cluster.learner import RayLearner
 from orchestrator.cluster.publish import make_publisher
-from orchestrator.cluster.roles import RayLearner, RayRollouts
-from orchestrator.cluster.start import start_roles, start_rollout_worker
+from orchestrator.cluster.rollouts import RayRollouts
+from orchestrator.cluster.start import start_roles, stop_watching
 from orchestrator.config import RunConfig
 from records.samples import Prompt
 
@@ -31,10 +32,12 @@ async def gaps_around_a_publish(
     await (await publisher.send(report.version))
     gaps.append(await gap(rollouts, learner, prompts, version=1))
     if add_worker:
-        added = await start_rollout_worker(config, scorer, index=1)
-        await rollouts.add(added, config.start_timeout_s)
-        alone = RayRollouts([added], config.rollout)
-        gaps.append(await gap(alone, learner, prompts, version=1))
+        (first,) = rollouts.supervisor.hands
+        rollouts.supervisor.resize(2)
+        await rollouts.supervisor.until(lambda: len(rollouts.supervisor.hands) == 2)
+        rollouts.supervisor.lost(first, "the other is looked at alone")
+        gaps.append(await gap(rollouts, learner, prompts, version=1))
+    await stop_watching(rollouts, scorer, learner)
     await rollouts.stop()
     return gaps
 

@@ -38,6 +38,7 @@ WINGS = {
         "order": {"samples"},
         "pictures": {"samples"},
         "manifest": {"samples"},
+        "packed": {"samples"},
         "samples": set(),
     },
     "tasks": {"tvr": set(), "questions": set(), "counting": {"questions", "tvr"}},

@@ -4,11 +4,25 @@ import asyncio
 from collections.abc import Awaitable, Sequence
 from typing import Any, TypeVar
 
+from ray.exceptions import ActorUnschedulableError, RayActorError, RayTaskError
+
+from reward_service.actor import WorkerSpent
+from rollout.engine import WorkerLost
+
 T = TypeVar("T")
 
 
 class WorkerTimeout(RuntimeError):
     """A worker did not answer within its deadline."""
+
+
+LOST = (RayActorError, ActorUnschedulableError, WorkerTimeout, WorkerLost, WorkerSpent)
+"""What a call raises where the worker, and not what it was asked, is the cause: another can be asked."""
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """What the worker itself raised, if *error* is that."""
+    return error.cause if isinstance(error, RayTaskError) and isinstance(error.cause, BaseException) else error
 
 
 async def within(timeout_s: float, what: str, call: Awaitable[T]) -> T:
@@ -27,24 +41,3 @@ async def each(actors: Sequence[Any], timeout_s: float, what: str, method: str, 
     """The results of one method of all *actors*, called at once."""
     calls = [getattr(actor, method).remote(*args) for actor in actors]
     return await asyncio.gather(*(within(timeout_s, f"{what} ({index})", call) for index, call in enumerate(calls)))
-
-
-class Pool:
-    """Hands each call to the actor with the fewest in flight."""
-
-    def __init__(self, actors: Sequence[Any]) -> None:
-        self.actors = list(actors)
-        self._in_flight = [0] * len(actors)
-
-    def add(self, actor: Any) -> None:
-        """From now on it is called too."""
-        self.actors.append(actor)
-        self._in_flight.append(0)
-
-    async def call(self, timeout_s: float, what: str, method: str, *args: Any) -> Any:
-        index = self._in_flight.index(min(self._in_flight))
-        self._in_flight[index] += 1
-        try:
-            return await within(timeout_s, what, getattr(self.actors[index], method).remote(*args))
-        finally:
-            self._in_flight[index] -= 1

@@ -1,13 +1,14 @@
 """Where workers run: Ray's placement groups, and what is said where there is no room.
 
 The learner's ranks share a group, on one node where they fit, for they talk most. Each rollout worker has a group of
-its own, all devices on one node, so that workers can come and go. Reward workers are spread.
+its own, all devices on one node, and each reward worker, on the node that has most room: workers can come and go. A
+group that waits for room tells a cluster that can grow what is asked of it.
 """
 
 import asyncio
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
 
@@ -72,18 +73,40 @@ async def place_learner(config: RunConfig) -> list[Place]:
     return places or _refuse(config, f"the learner needs {len(bundles)} x {_said(bundles[0])}")
 
 
-async def place_rollout_worker(config: RunConfig, index: int) -> Place:
-    """One for the worker number *index*. Raises ConfigError where the cluster has none."""
-    bundle = _devices(config, config.rollout.tensor_parallel_size)
-    places = await _reserve([bundle], "STRICT_PACK")
-    return (places or _refuse(config, f"rollout worker {index} needs {_said(bundle)} on one node"))[0]
+def rollout_bundle(config: RunConfig) -> Bundle:
+    return _devices(config, config.rollout.tensor_parallel_size)
 
 
-async def place_reward_workers(config: RunConfig) -> list[Place]:
-    """One for each, on different nodes as far as there are. Raises ConfigError where the cluster has none."""
-    bundles = [{"CPU": REWARD_CPUS}] * config.reward_service.workers
-    places = await _reserve(bundles, "SPREAD")
-    return places or _refuse(config, f"the reward workers need {len(bundles)} x {_said(bundles[0])}")
+def reward_bundle() -> Bundle:
+    return {"CPU": REWARD_CPUS}
+
+
+async def place_worker(config: RunConfig, name: str, bundle: Bundle, waits: Callable[[str], bool]) -> Place:
+    """A place for the worker *name* on one node.
+
+    Where the cluster has none now, *waits* is told what it lacks, and says whether to wait for it; if not, ConfigError.
+    """
+    home = _roomiest() if "GPU" not in bundle and bundle["CPU"] < 1 else None
+    places = await _reserve([bundle], "STRICT_PACK", home)
+    if places:
+        return places[0]
+    need = f"{name} needs {_said(bundle)}" + (" on one node" if "GPU" in bundle or bundle["CPU"] >= 1 else "")
+    if not waits(f"{need}, and the cluster has {_free()} free"):
+        _refuse(config, need)
+    group = placement_group([bundle], strategy="STRICT_PACK")
+    try:
+        while not await asyncio.to_thread(group.wait, PLACED_WITHIN_S):
+            pass
+    except BaseException:
+        remove_placement_group(group)
+        raise
+    return Place(group, 0)
+
+
+def give_back(places: Sequence[Place]) -> None:
+    """End what runs there, and let others have the room."""
+    for key in {place.group.id for place in places}:
+        remove_placement_group(PlacementGroup(key))
 
 
 def wanted(config: RunConfig) -> Bundle:
@@ -109,6 +132,11 @@ def _learner_home(config: RunConfig) -> str | None:
     rooms = [(int(node.free.get(kind, 0)), node.id) for node in _nodes()]
     fits = [(free // per_rollout - (free - ranks) // per_rollout, free, name) for free, name in rooms if free >= ranks]
     return min(fits)[2] if fits else None
+
+
+def _roomiest() -> str:
+    """The node with most CPUs free: those who ask for little are spread."""
+    return max(_nodes(), key=lambda node: (node.free.get("CPU", 0.0), node.id)).id
 
 
 async def _reserve(bundles: Sequence[Bundle], strategy: str, node_id: str | None = None) -> list[Place]:

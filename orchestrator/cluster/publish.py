@@ -11,7 +11,8 @@ from collections.abc import Coroutine
 from typing import Any
 
 from orchestrator.cluster.calls import within
-from orchestrator.cluster.roles import RayLearner, RayRollouts
+from orchestrator.cluster.learner import RayLearner
+from orchestrator.cluster.rollouts import RayRollouts
 from orchestrator.loop.roles import Exported, Publisher
 from records.samples import PolicyVersion
 from rollout.config import NCCL, RolloutConfig

@@ -4,13 +4,14 @@ Inside a Ray job (or with RAY_ADDRESS set) the run uses that cluster; otherwise 
 it down at the end. Workers are plain classes; only here do they become actors.
 """
 
+import asyncio
 import logging
 import math
 import os
 import secrets
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,19 +20,18 @@ from typing import Any
 import ray
 
 from learner.config import LearnerJob
-from orchestrator.cluster.actors import LearnerActor, RolloutActor
-from orchestrator.cluster.placement import place_learner, place_reward_workers, place_rollout_worker, wanted
-from orchestrator.cluster.roles import Checkpoints, RayLearner, RayRollouts
-from orchestrator.cluster.scoring import RayScorer
+from orchestrator.cluster.crew import Crew, Tell, supervise
+from orchestrator.cluster.learner import History, LearnerCrew, LearnerHand, Nothing, RayLearner
+from orchestrator.cluster.placement import wanted
+from orchestrator.cluster.rollouts import RayRollouts, RolloutCrew, RolloutHand
+from orchestrator.cluster.scoring import RayScorers
 from orchestrator.config import ConfigError, RunConfig
-from reward_service.actor import RewardWorker
+from orchestrator.supervision.supervisor import Supervisor
 
 logger = logging.getLogger(__name__)
 
 PACKAGES = ("records", "tasks", "rollout", "learner", "reward_service", "orchestrator")
 ADDRESS_TIMEOUT_S = 10.0
-MANY_CALLS = 10_000
-"""At once, to an actor whose calls wait for each other inside: the window, not Ray, says how many there are."""
 
 
 @contextmanager
@@ -52,7 +52,8 @@ def connected(config: RunConfig) -> Iterator[None]:
         _lock_out_others()
         os.environ.setdefault("RAY_metrics_report_interval_ms", "2000")
         os.environ.setdefault("RAY_task_events_report_interval_ms", "0")  # for a dashboard, and there is none
-        num_cpus = max(math.ceil(wanted(config)["CPU"]), os.cpu_count() or 1)
+        cores = os.cpu_count() or 1
+        num_cpus = max(math.ceil(wanted(config)["CPU"]), cores) + cores  # room for workers that come later
         num_gpus = 0 if config.device == "cpu" else None  # those that there are
         ray.init(address="local", num_cpus=num_cpus, num_gpus=num_gpus, include_dashboard=False, log_to_driver=False)
         logger.info("started a local Ray with %d logical CPUs", num_cpus)
@@ -99,23 +100,66 @@ def _check_address(address: str) -> None:
 
 
 async def start_roles(
-    config: RunConfig, out: Path, checkpoints: Checkpoints | None = None
-) -> tuple[RayRollouts, RayScorer, RayLearner]:
-    """Place all workers and wait until they are ready.
+    config: RunConfig, out: Path, history: History | None = None, tell: Tell | None = None
+) -> tuple[RayRollouts, RayScorers, RayLearner]:
+    """Place all workers, wait until those that have room are ready, and watch them from then on (`stop_roles`).
 
-    The learner goes on from the newest whole one of *checkpoints* and writes to *out*, an absolute path; the rollout
-    workers serve the model that the run began with. Raises ConfigError if the cluster is too small for them, or no
-    checkpoint is whole.
+    The learner goes on from what *history* has, and writes to *out*, an absolute path; the rollout workers serve the
+    model that the run began with. *tell* is told what happens to workers. Raises ConfigError if the cluster is too
+    small for one of each kind, or no checkpoint is whole; StartFailed; FleetLost.
     """
+    common: dict[str, Any] = {"config": config, "folder": out, "tell": tell or _say}
+    scorers = RayScorers(Crew(**common))
+    learner_crew = LearnerCrew(make_job(config, out), history or Nothing(), **common)
+    rollout_crew = RolloutCrew(scorers, **common)
+    learner = RayLearner(supervise("learner", 1, learner_crew, LearnerHand), learner_crew)
+    rollouts = RayRollouts(supervise("rollout", config.rollout.workers, rollout_crew, RolloutHand), rollout_crew)
+    learner_crew.passed = rollouts.passed
+    try:
+        learner.supervisor.begin()  # before others take a part of the node that would hold all its ranks
+        await learner.supervisor.until(learner.supervisor.all_placed)
+        scorers.supervisor.begin()
+        rollouts.supervisor.begin()
+        await scorers.supervisor.until(lambda: scorers.crew.knows_room(config.reward_service.workers))
+        await rollouts.supervisor.until(lambda: rollout_crew.knows_room(config.rollout.workers))
+        await learner.ready()  # first: without a whole checkpoint no engine is needed
+        rollout_crew.may_start.set()
+        for supervisor in (scorers.supervisor, rollouts.supervisor):
+            await supervisor.until(supervisor.all_ready)
+    except BaseException:
+        await stop_watching(rollouts, scorers, learner)
+        raise
+    return rollouts, scorers, learner
+
+
+async def stop_watching(rollouts: RayRollouts, scorers: RayScorers, learner: RayLearner) -> None:
+    """From now on nobody is replaced."""
+    for supervisor in _supervisors(rollouts, scorers, learner):
+        await supervisor.end()
+
+
+@asynccontextmanager
+async def watched(rollouts: RayRollouts, scorers: RayScorers, learner: RayLearner) -> AsyncIterator[None]:
+    """What is done meanwhile ends when workers of one kind can be kept no longer, whoever waits for them."""
+    async with asyncio.TaskGroup() as lost:
+        waits = [
+            lost.create_task(supervisor.until(lambda: False)) for supervisor in _supervisors(rollouts, scorers, learner)
+        ]
+        try:
+            yield
+        finally:
+            for wait in waits:
+                wait.cancel()
+
+
+def _supervisors(rollouts: RayRollouts, scorers: RayScorers, learner: RayLearner) -> list[Supervisor[Any]]:
+    return [rollouts.supervisor, scorers.supervisor, learner.supervisor]
+
+
+def make_job(config: RunConfig, out: Path) -> LearnerJob:
+    """What the ranks are told of the run, which writes to *out*."""
     model = str(config.model.resolve())
-    scorers = [place.actor(RewardWorker, max_concurrency=MANY_CALLS) for place in await place_reward_workers(config)]
-    rewards = config.reward_service
-    scoring = (config.task, rewards.rule, rewards.options, rewards.concurrent_samples)
-    scorer = RayScorer([worker.remote(*scoring) for worker in scorers], rewards.timeout_s)
-    ranks = await place_learner(config)  # before others take a part of the node that would hold them all
-    workers = [await start_rollout_worker(config, scorer, index) for index in range(config.rollout.workers)]
-    rollouts = RayRollouts(workers, config.rollout)
-    job = LearnerJob(
+    return LearnerJob(
         model=model,
         reference=model,
         folder=str(out),
@@ -127,22 +171,10 @@ async def start_roles(
         device=config.device,
         checkpoint_timeout_s=config.checkpoint.timeout_s,
     )
-    learner = RayLearner(
-        [place.actor(LearnerActor).remote(config.learner, job, rank, len(ranks)) for rank, place in enumerate(ranks)],
-        config.learner,
-        config.checkpoint.timeout_s,
-    )
-    await learner.start(config.start_timeout_s, checkpoints)  # first: without a whole checkpoint no engine is needed
-    await rollouts.start(config.start_timeout_s)
-    await scorer.start(config.start_timeout_s)
-    return rollouts, scorer, learner
 
 
-async def start_rollout_worker(config: RunConfig, scorer: RayScorer, index: int) -> Any:
-    """The actor number *index*, which is not ready yet. Raises ConfigError if there is no room for it."""
-    place = await place_rollout_worker(config, index)
-    actor = place.actor(RolloutActor, max_concurrency=MANY_CALLS)
-    return actor.remote(config.rollout, str(config.model.resolve()), f"rollout-{index}", scorer, config.device)
+def _say(event: str, **facts: Any) -> None:
+    logger.info("%s: %s", event, ", ".join(f"{name} {value}" for name, value in facts.items()))
 
 
 def _check_cores(config: RunConfig) -> None:

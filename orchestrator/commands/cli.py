@@ -8,9 +8,9 @@ from typing import Annotated, NoReturn
 import typer
 from typer.exceptions import TyperException
 
-from orchestrator.commands import data, policy, score, study, train
+from orchestrator.commands import data, manage, policy, score, study, train
 from orchestrator.commands.arguments import Command, Group, example
-from orchestrator.config import ConfigError, StartFailed
+from orchestrator.config import ConfigError, RunFailed, StartFailed
 
 EXAMPLES = """examples:
   star-r1 train deploy/runs/tiny_cpu.toml
@@ -61,6 +61,8 @@ for panel, name, command, lines in (
         study.study,
         ["star-r1 study deploy/runs/study.toml --at-once 2", "star-r1 study deploy/runs/study.toml --page"],
     ),
+    (LATER, "scale", manage.scale, ["star-r1 scale output/run --rollouts 4 --scorers 2", "star-r1 scale output/run"]),
+    (LATER, "ledger", manage.ledger, ["star-r1 ledger output/run"]),
     (LATER, "replay", train.replay, ["star-r1 replay output/run/refused/step-000012"]),
     (LATER, "pretrain", policy.pretrain, ["star-r1 pretrain deploy/runs/tiny_pretrain.toml"]),
     (LATER, "tiny-policy", policy.tiny_policy, ["star-r1 tiny-policy output/tiny --seed 1"]),
@@ -105,7 +107,7 @@ def main(arguments: list[str] | None = None) -> None:
         end(error.exit_code, f"{error.format_message().rstrip('.')}; see {command} --help")
     except ConfigError as error:
         end(2, str(error))
-    except StartFailed as error:
+    except (StartFailed, RunFailed) as error:
         end(1, str(error))
     if status:  # Ctrl-C, where a command does not answer it itself
         sys.exit(status)

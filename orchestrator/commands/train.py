@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from orchestrator.config import ConfigError, first_of, load_run_config
+from orchestrator.config import ConfigError, RunFailed, StartFailed, first_of, load_run_config
 
 RunFile = Annotated[Path, typer.Argument(metavar="RUN.toml", help="A complete run file, see deploy/runs/.")]
 Settings = Annotated[
@@ -24,14 +24,21 @@ Resume = Annotated[
 ]
 
 
-def train(run_file: RunFile, settings: Settings = None, out: Out = None, resume: Resume = False) -> None:
+Debug = Annotated[bool, typer.Option("--debug", help="Where the run fails, show the traceback.")]
+
+
+def train(
+    run_file: RunFile, settings: Settings = None, out: Out = None, resume: Resume = False, debug: Debug = False
+) -> None:
     """Reinforcement learning as a run file says."""
-    _run("train", run_file, settings or [], out, resume)
+    _run("train", run_file, settings or [], out, resume, debug)
 
 
-def sft(run_file: RunFile, settings: Settings = None, out: Out = None, resume: Resume = False) -> None:
+def sft(
+    run_file: RunFile, settings: Settings = None, out: Out = None, resume: Resume = False, debug: Debug = False
+) -> None:
     """The supervised baseline STAR-SFT: learn the right answers, with the same run file, data and metrics."""
-    _run("sft", run_file, settings or [], out, resume)
+    _run("sft", run_file, settings or [], out, resume, debug)
 
 
 def replay(
@@ -43,7 +50,9 @@ def replay(
     replaying.replay(folder, Console())
 
 
-def _run(kind: Literal["train", "sft"], run_file: Path, settings: list[str], given: Path | None, resume: bool) -> None:
+def _run(
+    kind: Literal["train", "sft"], run_file: Path, settings: list[str], given: Path | None, resume: bool, debug: bool
+) -> None:
     if resume and given is None:
         raise ConfigError("--resume needs --out DIR, the run directory to go on in")
     config = load_run_config(run_file, settings)
@@ -57,12 +66,20 @@ def _run(kind: Literal["train", "sft"], run_file: Path, settings: list[str], giv
         _say_stopped(kind, out, signal.SIGINT)
     except asyncio.CancelledError:
         _say_stopped(kind, out, signal.SIGTERM)
+    except (ConfigError, StartFailed):
+        raise
+    except Exception as error:
+        if debug:
+            raise
+        from orchestrator.run.failure import explain
+
+        raise RunFailed(explain(error, kind, out, sys.argv[1:])) from error
 
 
 def _run_to_its_end(coroutine: Coroutine[Any, Any, None]) -> None:
     try:
         asyncio.run(coroutine)
-    except* ConfigError as group:
+    except* (ConfigError, StartFailed) as group:
         raise first_of(group) from None
 
 

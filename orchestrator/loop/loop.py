@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
-from orchestrator.loop.roles import Learner, Publisher, Rollouts
+from orchestrator.loop.roles import Journal, Learner, Publisher, Rollouts
 from orchestrator.loop.stop import to_its_end
 from orchestrator.loop.window import Ticket, Window
 from records.order import PromptOrder
@@ -62,6 +62,7 @@ class Run:
     publisher: Publisher
     prompts: PromptOrder
     window: Window
+    journal: Journal
     steps: int
     groups_per_step: int
     max_staleness: int
@@ -98,7 +99,9 @@ async def keep_sampling(run: Run) -> None:
 
 async def sample(run: Run, ticket: Ticket) -> None:
     """The next prompt's group, each answer scored as it ended."""
-    group = await run.rollouts.sample(run.prompts.next(), seed=sampling_seed(run.seed, ticket))
+    prompt = run.prompts.next()
+    run.journal.admitted(ticket, prompt.id)
+    group = await run.rollouts.sample(prompt, seed=sampling_seed(run.seed, ticket))
     await run.window.deliver(ticket, group)
 
 
@@ -111,10 +114,13 @@ async def keep_learning(run: Run, sides: asyncio.TaskGroup) -> None:
         if serving is not None:
             await serving
         takeover = await run.publisher.send(version)
+        run.journal.write("sent", version=version)
         serving = sides.create_task(serve(run, sides, step, takeover), name=f"takeover of version {version}")
         if run.checkpoint_every and version % run.checkpoint_every == 0:
             await serving  # a step that is in a checkpoint is in the records of the run as well
+            run.journal.write("checkpointing", version=version)
             await run.learner.checkpoint()
+            run.journal.write("checkpoint begun", version=version)
 
 
 async def learn(run: Run, version: PolicyVersion) -> Learned:
@@ -123,7 +129,7 @@ async def learn(run: Run, version: PolicyVersion) -> Learned:
     groups = await run.window.take(run.groups_per_step)
     check_staleness(groups, version, run.max_staleness)
     taken = time.monotonic()
-    report, stopped = await to_its_end(run.learner.step(groups))
+    report, stopped = await to_its_end(make(run, PolicyVersion(version + 1), groups))
     ended = time.monotonic()
     learned = Learned(report=report, groups=groups, wait_s=taken - began, learn_s=ended - taken, ended=ended)
     run.unseen.append(learned)
@@ -132,10 +138,18 @@ async def learn(run: Run, version: PolicyVersion) -> Learned:
     return learned
 
 
+async def make(run: Run, step: PolicyVersion, groups: tuple[ScoredGroup, ...]) -> StepReport:
+    """The step, and its groups on the disk: whoever makes it again need not sample again."""
+    report, _ = await asyncio.gather(run.learner.step(groups), run.journal.keep(step, groups))
+    run.journal.trained(step)
+    return report
+
+
 async def serve(run: Run, sides: asyncio.TaskGroup, step: Learned, takeover: Coroutine[Any, Any, float]) -> None:
     """The rollout workers take the version over, and the slots of its groups are free."""
     pause_s = await takeover
     run.served = step.report.version
+    run.journal.write("served", version=run.served)
     publish_s = time.monotonic() - step.ended
     await run.window.release(len(step.groups))  # only now: earlier, and a group could be one version too old
     times = StepTimes(wait_s=step.wait_s, learn_s=step.learn_s, publish_s=publish_s, pause_s=pause_s)

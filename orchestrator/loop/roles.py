@@ -1,6 +1,6 @@
 """What the loop sees of the stages. `cluster/roles.py` implements them with Ray actors, tests with fakes."""
 
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -52,4 +52,22 @@ class Publisher(Protocol):
         What it returns ends when every live worker serves *version*, with the longest time, in seconds, for which a
         worker could not sample. Versions are sent one after another: the next when this one is served.
         """
+        ...
+
+
+class Journal(Protocol):
+    """What is written down of each group while it is there."""
+
+    def admitted(self, ticket: int, prompt_id: str) -> None: ...
+
+    async def keep(self, step: PolicyVersion, groups: Sequence[ScoredGroup]) -> None:
+        """Have the groups that *step* learns from on the disk."""
+        ...
+
+    def trained(self, step: PolicyVersion) -> None:
+        """*step* was made, and its groups are kept."""
+        ...
+
+    def write(self, event: str, **facts: Any) -> None:
+        """Whatever else is worth knowing."""
         ...

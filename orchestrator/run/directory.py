@@ -33,6 +33,7 @@ MAY_CHANGE = (
     "evaluation.every_steps",
     "evaluation.concurrent_prompts",
     "checkpoint",
+    "supervision",
     "rollout.workers",
     "rollout.concurrent_prompts",
     "rollout.weight_transport",
@@ -46,6 +47,8 @@ MAY_CHANGE = (
     "reward_service.workers",
     "reward_service.concurrent_samples",
     "reward_service.timeout_s",
+    "reward_service.rule_timeout_s",
+    "reward_service.memory_mib",
     "learner.ranks",
     "learner.zero_stage",
     "learner.offload_optimizer",
@@ -85,7 +88,7 @@ class RunDirectory:
 
     @property
     def version(self) -> PolicyVersion:
-        """Steps that are done."""
+        """Steps that are in the checkpoint."""
         return PolicyVersion(0) if self.checkpoint is None else self.checkpoint.version
 
     def pass_over(self, reasons: Sequence[str]) -> None:
@@ -95,6 +98,16 @@ class RunDirectory:
         self.checkpoint, older = find_newest(self.path / CHECKPOINTS, before=version)
         self.torn += (Torn(version=version, reason="; ".join(reasons)), *older)
         self.check_not_lost()
+
+    def look_again(self) -> None:
+        """Take the newest checkpoint that is there now."""
+        self.checkpoint, torn = find_newest(self.path / CHECKPOINTS)
+        self.torn = tuple(torn)
+
+    def oldest_checkpoint(self) -> PolicyVersion | None:
+        """The version of the oldest one that is there and finished; None without any."""
+        found = [path.name.removeprefix("step-") for path in (self.path / CHECKPOINTS).glob("step-*")]
+        return PolicyVersion(min(map(int, whole))) if (whole := [name for name in found if name.isdigit()]) else None
 
     def check_not_lost(self) -> None:
         """Raise ConfigError if the run would begin anew and replace what it made."""
@@ -113,18 +126,18 @@ class RunDirectory:
                 f"{data.identity}; give the data it began with, or name another folder"
             )
 
-    def begin(self, config: RunConfig, kind: Kind, data: DataSet) -> None:
-        """Write the resolved config, and of which *kind* and on which *data* the run is.
+    def begin(self, config: RunConfig, kind: Kind, data: DataSet, version: PolicyVersion) -> None:
+        """Write the resolved config, and of which *kind* and on which *data* the run is, which goes on from *version*.
 
         The rows of steps that will be done again are forgotten.
         """
         now, path = _dump(config), self.path / "config.toml"
         if path.exists() and path.read_text() != now:
-            shutil.copy(path, self.path / f"config-{self.version:06d}.toml")
+            shutil.copy(path, self.path / f"config-{version:06d}.toml")
         write_whole(self.path / "run.json", json.dumps({"kind": kind, "data": data.identity}, indent=2) + "\n")
         write_whole(path, now)
         if self.metrics.exists():
-            write_rows(self.metrics, [row for row in read_rows(self.metrics) if row["step"] <= self.version])
+            write_rows(self.metrics, [row for row in read_rows(self.metrics) if row["step"] <= version])
 
     @property
     def _began(self) -> dict[str, str]:

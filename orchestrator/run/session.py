@@ -11,21 +11,28 @@ from pathlib import Path
 from rich.console import Console
 
 from learner.encode import PictureEncoder
+from orchestrator.cluster.learner import RayLearner
+from orchestrator.cluster.metrics_page import RayMetrics
 from orchestrator.cluster.publish import make_publisher
-from orchestrator.cluster.roles import RayLearner, RayMetrics, RayRollouts
-from orchestrator.cluster.scoring import RayScorer
-from orchestrator.cluster.start import connected, start_roles
+from orchestrator.cluster.rollouts import RayRollouts
+from orchestrator.cluster.scoring import RayScorers
+from orchestrator.cluster.start import connected, start_roles, stop_watching, watched
 from orchestrator.config import ConfigError, RunConfig
 from orchestrator.display import counting, live_note, say, step_line
 from orchestrator.loop.roles import Publisher
 from orchestrator.loop.stop import cancelled_by_sigterm
 from orchestrator.run.checkpoint_room import check_checkpoint_room
+from orchestrator.run.control import beside, keep_control
 from orchestrator.run.directory import Kind, RunDirectory, claimed_run_directory
 from orchestrator.run.environment import check_device
 from orchestrator.run.evaluate import PROMPTS_A_WORKER, Evaluation, evaluate
+from orchestrator.run.history import RunHistory
+from orchestrator.run.journal import Journal
 from orchestrator.run.metrics import MetricsFile
 from orchestrator.run.model_folder import open_model_folder
 from orchestrator.run.prompt_room import check_room
+from orchestrator.run.teller import Teller
+from orchestrator.run.workforce import Workforce
 from records.order import PromptOrder
 from records.samples import PolicyVersion, Prompt
 from records.task import SPLITS, DataSet, Task, load_task
@@ -38,14 +45,17 @@ STOP_S = 10.0
 
 @dataclass(kw_only=True)
 class Session:
-    """A run whose workers are ready: the policy is that of `directory.version`, and *prompts* stand behind it."""
+    """A run whose workers are ready: the policy is that of *version*, and *prompts* stand behind it."""
 
     config: RunConfig
     task: Task
     console: Console
     directory: RunDirectory
+    journal: Journal
+    history: RunHistory
+    version: PolicyVersion
     rollouts: RayRollouts
-    scorer: RayScorer
+    scorer: RayScorers
     learner: RayLearner
     publisher: Publisher
     prompts: PromptOrder
@@ -107,6 +117,7 @@ async def started(config: RunConfig, out: Path, kind: Kind, console: Console, re
     What a user can mend is said before the workers start, as ConfigError.
     """
     with claimed_run_directory(config, out, kind, resume) as directory:
+        say(console, f"run directory: {directory.path}")
         for line in directory.changed:
             say(console, line)
         check_device(config.device)
@@ -117,36 +128,47 @@ async def started(config: RunConfig, out: Path, kind: Kind, console: Console, re
         directory.check_data(data)
         _check_golds(config, task, data, console)
         _check_longest(config, encoder, data, console)
+        journal = Journal(directory.path)
+        history = RunHistory(config, kind, task, directory, journal, PromptOrder(training, config.seed))
         with connected(config), cancelled_by_sigterm():  # Ray has a handler of its own, which would abort
             console.print("starting the workers")
             began = time.monotonic()
-            rollouts, scorer, learner = await start_roles(config, directory.path, directory)
+            tell = Teller(journal, console)
+            rollouts, scorer, learner = await start_roles(config, directory.path, history, tell)
             console.print(f"all workers are ready after {time.monotonic() - began:.0f} s", highlight=False)
             try:
                 await _say_checkpoints(config, directory, learner, console)
-                directory.begin(config, kind, data)
+                directory.begin(config, kind, data, learner.version)
+                journal.began(learner.version)
                 session = Session(
                     config=config,
                     task=task,
                     console=console,
                     directory=directory,
+                    journal=journal,
+                    history=history,
+                    version=learner.version,
                     rollouts=rollouts,
                     scorer=scorer,
                     learner=learner,
                     publisher=make_publisher(learner, rollouts, config.rollout),
-                    prompts=_prompts_left(config, training, directory.version),
+                    prompts=_prompts_left(config, training, learner.version),
                     held_out=held_out,
                 )
-                if "before" not in directory.evaluations():
-                    await session.evaluate("before")
-                if directory.version > 0:
-                    await (await session.publisher.send(directory.version))
-                yield session
+                control = keep_control(directory.path, Workforce(rollouts, scorer))
+                async with watched(rollouts, scorer, learner), beside(control):
+                    if "before" not in directory.evaluations():
+                        await session.evaluate("before")
+                    if session.version > 0:
+                        await (await session.publisher.send(session.version))
+                    yield session
             except BaseException:  # whatever ended the run, nothing of it stays in shared memory
                 await _stop_after_failure(rollouts)
                 raise
+            finally:
+                await stop_watching(rollouts, scorer, learner)
+                journal.close()
             await rollouts.stop()
-    say(console, f"run directory: {out}")
 
 
 async def _say_checkpoints(config: RunConfig, directory: RunDirectory, learner: RayLearner, console: Console) -> None:
@@ -155,6 +177,10 @@ async def _say_checkpoints(config: RunConfig, directory: RunDirectory, learner: 
         say(console, f"passed over a checkpoint: {torn.reason}")
     if directory.checkpoint is not None:
         say(console, f"going on from {directory.checkpoint.path}")
+    if steps := list(learner.made_again):
+        say(
+            console, f"made steps {steps[0]} to {steps[-1]} again from the groups that were kept: none is sampled twice"
+        )
     if config.checkpoint.every_steps:
         say(console, check_checkpoint_room(config, directory.path, await learner.snapshot_bytes()))
 
@@ -235,7 +261,7 @@ class Recorder:
         self._file = MetricsFile(session.directory.metrics)
         self._page = RayMetrics()
         self._steps = session.config.loop.steps
-        self._done = session.directory.version
+        self._done = session.version
         self._console = session.console
         self._shares = session.task.shares
         self._counting = counting(session.console, "training")

@@ -41,6 +41,7 @@ class NoSuchTransition(Exception):
 
 
 MAY_HAPPEN: Mapping[str, tuple[State, ...]] = {
+    "got its room": (State.STARTING,),
     "loaded": (State.STARTING, State.SERVING, State.SUSPECT, State.LEAVING),
     "progressed": (State.SERVING, State.SUSPECT, State.LEAVING),
     "been told to leave": LIVE,
@@ -54,9 +55,9 @@ MAY_HAPPEN: Mapping[str, tuple[State, ...]] = {
 class Limits:
     """Of one kind of worker, in seconds.
 
-    It may take *start_s* until it serves, complete nothing for *silent_s* before it is suspected, then for *grace_s*
-    before it is killed, and leave for *leave_s*. After a failure the next start waits *backoff_s*, twice as long after
-    each in a row up to *most_backoff_s*; more than *failures* in a row end the run.
+    From when it has got its room it may take *start_s* until it serves, complete nothing for *silent_s* before it is
+    suspected, then for *grace_s* before it is killed, and leave for *leave_s*. After a failure the next start waits
+    *backoff_s*, twice as long after each in a row up to *most_backoff_s*; more than *failures* in a row end the run.
     """
 
     start_s: float = 600.0
@@ -92,10 +93,11 @@ class Drain:
 
 @dataclass(frozen=True, slots=True)
 class Kill:
-    """End the worker's process; keep its stacks first if it hung."""
+    """End the worker's process; keep its stacks first if it *hung*."""
 
     worker: str
     why: str
+    hung: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,7 @@ class Free:
 class EndRun:
     """Nothing helps any more."""
 
-    kind: str
+    worker: str
     why: str
 
 
@@ -118,13 +120,14 @@ Action = Start | Load | Drain | Kill | Free | EndRun
 
 @dataclass(slots=True)
 class Worker:
-    """As the supervisor knows it; *holds* is the version that it has loaded whole, None before any."""
+    """As the supervisor knows it; *holds* is the version that it has loaded whole, None if it is to load one first."""
 
     name: str
     state: State
     since: float
     progressed: float
     holds: int | None = None
+    has_room: bool = False
 
 
 @dataclass(slots=True)
@@ -162,11 +165,22 @@ class Fleet:
         return actions
 
     def publish(self, version: int, now: float) -> list[Action]:
-        """*version* is there. Those that serve go on serving what they hold until they have loaded it."""
-        if version <= self.newest:
-            raise ValueError(f"version {version} is not newer than {self.newest}, which the {self.kind} fleet has")
+        """*version* is there. Those that serve go on serving what they hold until they have loaded it.
+
+        It may be the newest once more: the learner has made it again, and all shall have what it has now.
+        """
+        if version < self.newest:
+            raise ValueError(f"version {version} is older than {self.newest}, which the {self.kind} fleet has")
         self.newest = version
+        for worker in self.workers.values():
+            worker.holds = None if worker.holds == version else worker.holds
         return [Load(worker.name, version) for worker in self.of(State.SERVING, State.SUSPECT)]
+
+    def placed(self, name: str, now: float) -> list[Action]:
+        """It has got its room: from now on its start takes time."""
+        worker = self._get(name, "got its room")
+        worker.has_room, worker.since = True, now
+        return []
 
     def loaded(self, name: str, version: int, now: float) -> list[Action]:
         """It holds *version* whole, and is told the newest if that is another."""
@@ -181,8 +195,14 @@ class Fleet:
 
     def progressed(self, name: str, now: float) -> list[Action]:
         """It has completed something: what was suspected is not any more, and failures are no longer in a row."""
+        actions = self.idle(name, now)
+        self._failures = 0
+        return actions
+
+    def idle(self, name: str, now: float) -> list[Action]:
+        """It says that it has nothing to do, which hides no hang."""
         worker = self._get(name, "progressed")
-        worker.progressed, self._failures = now, 0
+        worker.progressed = now
         if worker.state is not State.SUSPECT:
             return []
         if worker.holds != self.newest:  # a version has passed it by
@@ -212,7 +232,7 @@ class Fleet:
             self._not_before = now + wait_s
             if self._failures > self.limits.failures and not self._ended:
                 self._ended = True
-                actions.append(EndRun(self.kind, f"{self._failures} failures in a row, the last of {name}: {cause}"))
+                actions.append(EndRun(name, f"{self._failures} failures in a row, the last of {name}: {cause}"))
         return actions
 
     def freed(self, name: str, now: float) -> list[Action]:
@@ -227,7 +247,7 @@ class Fleet:
 
     def _check_deadline(self, worker: Worker, now: float) -> Iterable[Action]:
         limits = self.limits
-        if worker.state is State.STARTING and now - worker.since > limits.start_s:
+        if worker.state is State.STARTING and worker.has_room and now - worker.since > limits.start_s:
             yield from self._kill(worker, f"it did not serve within {limits.start_s:g} s", now)
         elif worker.state is State.SERVING and now - worker.progressed > limits.silent_s:
             self._become(worker, State.SUSPECT, now)
@@ -238,7 +258,7 @@ class Fleet:
             yield from self._kill(worker, f"it did not leave within {limits.leave_s:g} s", now)
 
     def _kill(self, worker: Worker, why: str, now: float) -> list[Action]:
-        return [Kill(worker.name, why), *self.died(worker.name, why, now)]
+        return [Kill(worker.name, why, hung=True), *self.died(worker.name, why, now)]
 
     def _get(self, name: str, event: str) -> Worker:
         worker = self.workers[name]

@@ -17,10 +17,12 @@ import json
 import os
 import random
 import secrets
+import tempfile
 import time
 from collections.abc import Coroutine
 from dataclasses import replace
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,7 @@ import psutil
 from orchestrator.cluster.calls import Pool
 from orchestrator.loop.loop import Run, StepTimes, train
 from orchestrator.loop.window import Window
+from orchestrator.run.journal import Journal
 from orchestrator.run.metrics import step_row, terms_of
 from records.order import PromptOrder
 from records.samples import (
@@ -78,7 +81,7 @@ def measure(kind: str, workers: int, seconds: float) -> dict[str, float]:
 def measure_with_ray(workers: int, seconds: float) -> dict[str, float]:
     import ray
 
-    from orchestrator.cluster.roles import RayRollouts
+    from orchestrator.cluster.rollouts import RayRollouts
     from tests.bench.control_plane import RayFakeActor  # Ray finds it by a module's name that is not __main__
 
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
@@ -198,7 +201,12 @@ class FakePublisher:
 
 
 async def run_for(rollouts: Any, workers: int, seconds: float) -> dict[str, float]:
-    """As many steps as fit into *seconds*, but for the first; the last may end later."""
+    """As many steps as fit into *seconds*, but for the first; the last may end later. The journal is written."""
+    with tempfile.TemporaryDirectory() as folder:
+        return await run_with(rollouts, Journal(Path(folder)), workers, seconds)
+
+
+async def run_with(rollouts: Any, journal: Journal, workers: int, seconds: float) -> dict[str, float]:
     size = GROUPS_PER_WORKER * workers
     picture = os.urandom(PICTURE_BYTES)
     prompts = [replace(make_prompt(f"{number}/basic/center"), images=(picture, picture)) for number in range(1000)]
@@ -226,6 +234,7 @@ async def run_for(rollouts: Any, workers: int, seconds: float) -> dict[str, floa
         publisher=FakePublisher(rollouts),
         prompts=PromptOrder(prompts, seed=0),
         window=Window(groups_per_step=size, max_staleness=1, total_groups=1_000_000 * size),
+        journal=journal,
         steps=1_000_000,
         groups_per_step=size,
         max_staleness=1,

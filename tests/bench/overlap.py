@@ -27,11 +27,12 @@ from typing import Any
 import psutil
 
 from orchestrator.cluster.publish import make_publisher
-from orchestrator.cluster.roles import RayRollouts
+from orchestrator.cluster.rollouts import RayRollouts
 from orchestrator.cluster.start import connected, start_roles
 from orchestrator.config import RunConfig, load_run_config
 from orchestrator.loop.loop import Run, StepTimes, train
 from orchestrator.loop.window import Ticket, Window
+from orchestrator.run.journal import Journal
 from records.order import PromptOrder
 from records.samples import Prompt, Sample, ScoredGroup, StepReport
 from reward_service.load import Busy
@@ -142,6 +143,7 @@ async def measure(config: RunConfig, out: Path) -> dict[str, Any]:
         publisher=make_publisher(learner, ray_rollouts, config.rollout),
         prompts=PromptOrder(load(data, "train"), config.seed),
         window=window,
+        journal=Journal(Path(out)),
         steps=config.loop.steps,
         groups_per_step=size,
         max_staleness=config.loop.max_staleness,

@@ -25,8 +25,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from orchestrator.cluster.learner import RayLearner
 from orchestrator.cluster.publish import StorePublisher
-from orchestrator.cluster.roles import RayLearner, RayRollouts
+from orchestrator.cluster.rollouts import RayRollouts
 from orchestrator.cluster.start import connected, start_roles
 from orchestrator.config import RunConfig, load_run_config
 from records.samples import PolicyVersion, Prompt

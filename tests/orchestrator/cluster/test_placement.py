@@ -12,7 +12,7 @@ from ray.cluster_utils import Cluster
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 
 from orchestrator.cluster import placement
-from orchestrator.cluster.placement import Place, place_learner, place_reward_workers, place_rollout_worker
+from orchestrator.cluster.placement import Place, place_learner, place_worker, reward_bundle, rollout_bundle
 from orchestrator.config import ConfigError, RunConfig, load_run_config
 
 TINY = Path("deploy/runs/tiny_cpu.toml")
@@ -43,6 +43,10 @@ def cluster(two_nodes_of_8: None) -> Iterator[None]:
 
 def gpu_run(*settings: str) -> RunConfig:
     return load_run_config(TINY, ["device=gpu", "loop.groups_per_step=32", *settings])
+
+
+async def place_rollout_worker(config: RunConfig, index: int) -> Place:
+    return await place_worker(config, f"rollout-{index}", rollout_bundle(config), lambda lacks: False)
 
 
 def nodes_of(places: list[Place]) -> list[str]:
@@ -97,14 +101,40 @@ def test_a_worker_whose_gpus_are_free_but_not_on_one_node_is_refused_with_what_i
     with pytest.raises(ConfigError) as refused:
         asyncio.run(place_all(config))
     said = str(refused.value)
-    assert "rollout worker 1 needs 4 GPUs on one node, and the cluster has" in said
+    assert "rollout-1 needs 4 GPUs on one node, and the cluster has" in said
     assert said.count("0 of 8 GPUs") == 2
     assert "The whole run needs 11 GPUs and 0.1 CPUs (learner.ranks 3, rollout.workers 2" in said
 
 
 def test_reward_workers_are_spread_over_the_nodes(cluster):
-    places = asyncio.run(place_reward_workers(gpu_run("reward_service.workers=4")))
-    assert len(set(nodes_of(places))) == 2
+    async def place() -> list[Place]:
+        return [await place_worker(gpu_run(), f"reward-{it}", reward_bundle(), lambda lacks: False) for it in range(4)]
+
+    assert len(set(nodes_of(asyncio.run(place())))) == 2
+
+
+def test_a_worker_waits_for_room_where_it_may_and_says_what_it_lacks(cluster, monkeypatch):
+    monkeypatch.setattr(placement, "PLACED_WITHIN_S", 0.5)
+    occupying = placement_group([{"GPU": 8.0}, {"GPU": 8.0}], strategy="STRICT_SPREAD")
+    assert occupying.wait(10)
+    config, lacks = gpu_run(), list[str]()
+
+    async def place() -> Place:
+        waiting = asyncio.Event()
+
+        def waits(lack: str) -> bool:
+            lacks.append(lack)
+            waiting.set()
+            return True
+
+        placing = asyncio.create_task(place_worker(config, "rollout-1", rollout_bundle(config), waits))
+        await waiting.wait()
+        assert not placing.done()
+        remove_placement_group(occupying)
+        return await placing
+
+    asyncio.run(place())
+    assert lacks[0].startswith("rollout-1 needs 1 GPU on one node, and the cluster has 0 of 8 GPUs")
 
 
 def test_an_actor_sees_its_gpus_and_has_the_node_s_share_of_threads(cluster, monkeypatch):

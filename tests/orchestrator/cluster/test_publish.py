@@ -7,7 +7,7 @@ import pytest
 
 from learner.config import LearnerConfig
 from orchestrator.cluster.publish import NcclPublisher, StorePublisher, make_publisher
-from orchestrator.cluster.roles import BUCKET_BYTES, RayLearner
+from orchestrator.cluster.ranks import BUCKET_BYTES, LearnerRanks
 from orchestrator.loop.roles import Exported
 from records.manifest import Manifest, TensorInfo
 from records.samples import PolicyVersion
@@ -97,7 +97,7 @@ class FakeRank:
 async def test_all_buckets_are_asked_for_at_once_and_each_is_taken_from_the_rank_whose_turn_it_is():
     all_asked = asyncio.Barrier(2 * 5)
     ranks = [FakeRank(rank, 5, all_asked) for rank in range(2)]
-    learner = RayLearner(ranks, LearnerConfig(ranks=2, lora_rank=4), 10.0)
+    learner = LearnerRanks(ranks, LearnerConfig(ranks=2, lora_rank=4), 10.0)
     exported = await asyncio.wait_for(learner.export(PolicyVersion(7)), 10)
     turns = [(number, number % 2) for number in range(5)]
     assert exported.buckets == tuple(f"{number} at rank {rank}" for number, rank in turns)

@@ -12,8 +12,8 @@ import pytest
 import ray
 
 from orchestrator.cluster.machine import UnfitMachine
-from orchestrator.cluster.on_node import OnNode
-from orchestrator.cluster.ready import SHOWN_LINES, Starting
+from orchestrator.cluster.on_node import SHOWN_LINES, OnNode
+from orchestrator.cluster.ready import Starting
 from orchestrator.config import ConfigError, StartFailed
 
 pytestmark = pytest.mark.slow
@@ -51,7 +51,8 @@ def _local_ray() -> Iterator[None]:
 
 async def start(*ends: str, timeout_s: float = 60.0) -> list[Any]:
     actor = ray.remote(num_cpus=0)(Starter)
-    starting = Starting([actor.remote(end) for end in ends], "rollout worker", 60.0)
+    names = [f"rollout worker {number}" for number in range(len(ends))]
+    starting = Starting([actor.remote(end) for end in ends], names, 60.0)
     await starting.check_machines()
     starting._timeout_s = timeout_s  # processes have started, which takes as long as it takes
     return await starting.call("ready")

@@ -11,7 +11,7 @@ import pytest
 import ray
 
 from orchestrator.cluster.pictures import attached, detached, reference, store
-from orchestrator.cluster.scoring import RayScorer
+from orchestrator.cluster.scorer import RayScorer
 from records.samples import Sample, Score, ScoringFailure, StoredPictures
 from reward_service.actor import RewardWorker
 from tasks.tvr.language.gold import Gold
@@ -48,7 +48,8 @@ def scorer(rule: str, concurrent_samples: int = 16, timeout_s: float = 60.0) -> 
     """As a rollout worker has it: a copy of the driver's."""
     worker = ray.remote(num_cpus=0, max_concurrency=1000)(RewardWorker)
     actors = [worker.remote("tvr", rule, StarOptions(), concurrent_samples)]
-    return pickle.loads(ray.cloudpickle.dumps(RayScorer(actors, timeout_s)))
+    named = {f"reward-{number}": actor for number, actor in enumerate(actors)}
+    return pickle.loads(ray.cloudpickle.dumps(RayScorer(named, timeout_s)))
 
 
 def samples(*texts: str) -> list[Sample]:
@@ -69,10 +70,11 @@ async def test_a_slow_rule_delays_no_other_sample_until_the_pool_is_full_and_the
     replies = ["x" * (1 + number) for number in range(32)]
     for places, is_full in ((32, False), (8, True)):
         scoring = scorer(rule=f"{HERE}:slow", concurrent_samples=places)
-        await scoring.start(60)
+        (actor,) = scoring._actors.values()
+        await actor.load.remote()  # it has started
         scores = await score_all(scoring, *replies)
         assert [score.total for score in scores] == [1 + number for number in range(32)]
-        (load,) = await scoring.load()
+        load = await actor.load.remote()
         assert (load.full_s > 0) == is_full
         assert (load.longest_wait_s > 1.0) == is_full  # for a place that another sample had for a second
 
@@ -85,12 +87,34 @@ async def test_a_sample_that_fails_fails_alone_and_by_name():
     assert "ZeroDivisionError" in scores[1].cause
 
 
-@pytest.mark.parametrize(("text", "cause"), [("hang", "did not answer within 2 s"), ("die", "died")])
-async def test_a_worker_that_hangs_or_dies_is_a_failure_and_no_number(text: str, cause: str):
-    scores = await score_all(scorer(rule=f"{HERE}:picky", timeout_s=2.0 if text == "hang" else 60.0), text)
+async def test_a_sample_that_no_worker_answers_for_in_time_fails_by_name():
+    scores = await score_all(scorer(rule=f"{HERE}:picky", timeout_s=1.0), "hang")
     assert isinstance(scores[0], ScoringFailure)
     assert scores[0].sample_id == "0#0"
-    assert cause in scores[0].cause
+    assert "did not answer within 1 s" in scores[0].cause
+
+
+async def until_lost(scoring: RayScorer, name: str) -> None:
+    while name in scoring._actors:  # noqa: ASYNC110 - Ray tells when
+        await asyncio.sleep(0.01)
+
+
+async def test_samples_of_a_worker_that_dies_are_scored_by_another_and_what_ends_each_fails_by_name():
+    scoring = scorer(rule=f"{HERE}:picky")
+    killed = asyncio.create_task(score_all(scoring, "die"))
+    await until_lost(scoring, "reward-0")
+    others = asyncio.create_task(score_all(scoring, "abc"))
+    await asyncio.sleep(0.1)
+    assert not others.done()  # until there is somebody
+    for name in ("reward-1", "reward-2"):
+        scoring.use({"reward-0": None, name: scorer(rule=f"{HERE}:picky")._actors["reward-0"]})
+        await until_lost(scoring, name)
+    (failed,) = await killed
+    assert isinstance(failed, ScoringFailure)
+    assert failed.sample_id == "0#0"
+    assert "died" in failed.cause
+    scoring.use({"reward-3": scorer(rule=f"{HERE}:picky")._actors["reward-0"]})
+    assert [score.total for score in await others] == [3.0]
 
 
 def test_pictures_lie_in_the_object_store_and_not_in_what_is_sent():

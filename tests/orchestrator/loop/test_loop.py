@@ -13,7 +13,16 @@ import pytest
 from orchestrator.loop.loop import Run, StaleGroup, StepTimes, check_staleness, sampling_seed, train
 from orchestrator.loop.window import Window
 from records.samples import PolicyVersion, ScoringFailure, StepReport
-from tests.fakes import FakeLearner, FakePrompts, FakePublisher, FakeRollouts, make_group, make_prompt, make_scored
+from tests.fakes import (
+    FakeJournal,
+    FakeLearner,
+    FakePrompts,
+    FakePublisher,
+    FakeRollouts,
+    make_group,
+    make_prompt,
+    make_scored,
+)
 
 
 @dataclass(kw_only=True)
@@ -53,6 +62,7 @@ def make_run(
             total_groups=steps * groups_per_step,
             done=served * groups_per_step,
         ),
+        journal=FakeJournal(),
         steps=steps,
         groups_per_step=groups_per_step,
         max_staleness=max_staleness,

@@ -39,7 +39,9 @@ def data_set(folder: Path, *fingerprints: str) -> PairSet:
 def begun(tmp_path: Path, converted: PairSet) -> Path:
     """A directory in which a run with CONFIG has begun."""
     (tmp_path / "run").mkdir()
-    open_run_directory(CONFIG, tmp_path / "run", "train", resume=False).begin(CONFIG, "train", converted)
+    open_run_directory(CONFIG, tmp_path / "run", "train", resume=False).begin(
+        CONFIG, "train", converted, PolicyVersion(0)
+    )
     return tmp_path / "run"
 
 
@@ -70,7 +72,7 @@ def test_a_new_directory_begins_at_version_0_with_the_resolved_config(tmp_path: 
     config = config_with("loop.steps=3")
     with claimed_run_directory(config, out, "train", resume) as directory:
         assert (directory.version, directory.checkpoint, directory.torn) == (0, None, ())
-        directory.begin(config, "train", converted)
+        directory.begin(config, "train", converted, directory.version)
     found = written(out)
     assert found.loop.steps == 3
     assert (found.model, found.data.path) == (Path("deploy/models/tiny").resolve(), Path("data/tiny").resolve())
@@ -184,7 +186,7 @@ def test_resume_says_what_may_change_keeps_the_new_value_and_what_it_was(
     key, _, value = override.partition("=")
     (line,) = directory.changed
     assert line.startswith(f"going on with {key} = {value}, which was ")
-    directory.begin(config, "train", converted)
+    directory.begin(config, "train", converted, directory.version)
     assert directory.version == 2
     assert (written(begun, "config-000002.toml"), before.loop.steps) == (before, 80)
     assert written(begun) != before
@@ -197,7 +199,7 @@ def test_begin_forgets_the_rows_after_the_checkpoint_and_keeps_the_others(begun:
     save_checkpoint(begun, 3)
     directory = resumed(begun)
     assert directory.rows() == rows  # not before the workers are ready
-    directory.begin(CONFIG, "train", converted)
+    directory.begin(CONFIG, "train", converted, directory.version)
     assert directory.rows() == rows[:3]
     assert not list(begun.glob("config-*"))  # nothing changed
 
@@ -206,7 +208,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(begun: P
     (begun / "metrics.jsonl").write_text('{"step": 1}\n')
     directory = resumed(begun)
     assert directory.changed == ("no checkpoint yet: the run begins anew, and its 1 steps are made again",)
-    directory.begin(CONFIG, "train", converted)
+    directory.begin(CONFIG, "train", converted, directory.version)
     assert directory.version == 0
     assert directory.rows() == []
 

@@ -63,8 +63,43 @@ def test_a_version_is_published_when_no_live_worker_is_behind():
     assert [worker.name for worker in fleet.behind] == ["rollout-1"]
     fleet.died("rollout-1", "killed", 3.0)
     assert fleet.behind == []
-    with pytest.raises(ValueError, match="version 1 is not newer than 1, which the rollout fleet has"):
-        fleet.publish(1, 4.0)
+    with pytest.raises(ValueError, match="version 0 is older than 1, which the rollout fleet has"):
+        fleet.publish(0, 4.0)
+
+
+def test_a_version_that_was_made_again_is_loaded_again_before_anybody_new_serves():
+    fleet = serving(2)
+    fleet.publish(1, 1.0)
+    fleet.loaded("rollout-0", 1, 2.0)
+    assert fleet.publish(1, 3.0) == [Load("rollout-0", 1), Load("rollout-1", 1)]
+    assert [worker.name for worker in fleet.behind] == ["rollout-0", "rollout-1"]
+    fleet.loaded("rollout-0", 1, 4.0)
+    fleet.loaded("rollout-1", 1, 4.0)
+    assert fleet.behind == []
+
+
+def test_a_start_takes_time_only_from_when_there_is_room():
+    fleet = Fleet("rollout", 1, LIMITS)
+    fleet.tick(0.0)
+    assert fleet.tick(1000.0) == []
+    fleet.placed("rollout-0", 1000.0)
+    assert fleet.tick(1100.0) == []
+    assert fleet.tick(1101.0)[0] == Kill("rollout-0", "it did not serve within 100 s", hung=True)
+
+
+def test_one_that_has_nothing_to_do_does_not_hang_and_ends_no_row_of_failures():
+    fleet = serving(2)
+    for second in range(10, 200, 10):
+        for name in ("rollout-0", "rollout-1"):
+            fleet.idle(name, second)
+        assert fleet.tick(second) == []
+    for number in range(1, 4):
+        fleet.died(f"rollout-{number}", "killed", 200.0 + number)
+        fleet.tick(300.0 + number)
+        fleet.idle("rollout-0", 300.0 + number)
+    assert fleet.died("rollout-4", "killed", 400.0)[-1] == EndRun(
+        "rollout-4", "4 failures in a row, the last of rollout-4: killed"
+    )
 
 
 def test_one_that_completes_nothing_is_suspected_then_killed_and_replaced_by_another():
@@ -74,7 +109,7 @@ def test_one_that_completes_nothing_is_suspected_then_killed_and_replaced_by_ano
     assert states(fleet) == ["suspect"]
     assert fleet.tick(61.0) == []
     killed, freed = fleet.tick(62.0)
-    assert killed == Kill("rollout-0", "it has completed nothing for 62 s")
+    assert killed == Kill("rollout-0", "it has completed nothing for 62 s", hung=True)
     assert freed == Free("rollout-0")
     assert fleet.tick(63.0) == []  # it waits 2 s
     assert fleet.tick(64.0) == [Start("rollout-1")]
@@ -110,7 +145,7 @@ def test_starts_wait_twice_as_long_after_each_failure_in_a_row_and_at_last_the_r
         now += waited
     assert waits == [2, 4, 8]
     ended = fleet.died("reward-3", "out of memory", now)
-    assert ended[-1] == EndRun("reward", "4 failures in a row, the last of reward-3: out of memory")
+    assert ended[-1] == EndRun("reward-3", "4 failures in a row, the last of reward-3: out of memory")
     assert fleet.tick(now + 1000) == []
 
 
@@ -145,12 +180,12 @@ def test_one_that_does_not_leave_in_time_is_killed_and_not_replaced():
     fleet.target = 1
     (drain,) = fleet.tick(1.0)
     killed, freed = fleet.tick(32.0)
-    assert killed == Kill(drain.worker, "it did not leave within 30 s")
+    assert killed == Kill(drain.worker, "it did not leave within 30 s", hung=True)
     assert freed == Free(drain.worker)
     assert fleet.tick(40.0) == []
 
 
-@pytest.mark.parametrize("event", ["loaded", "progressed", "leave", "drained", "died", "freed"])
+@pytest.mark.parametrize("event", ["placed", "loaded", "progressed", "idle", "leave", "drained", "died", "freed"])
 @pytest.mark.parametrize("state", list(State))
 def test_a_transition_that_does_not_exist_is_named(event: str, state: State):
     fleet = serving()
@@ -158,7 +193,9 @@ def test_a_transition_that_does_not_exist_is_named(event: str, state: State):
     more = {"loaded": (0,), "died": ("killed",)}.get(event, ())
     there = {
         "loaded": "starting serving suspect leaving",
+        "placed": "starting",
         "progressed": "serving suspect leaving",
+        "idle": "serving suspect leaving",
         "leave": "starting serving suspect",
         "drained": "leaving",
         "died": "starting serving suspect leaving",
@@ -198,12 +235,13 @@ class World:
                     assert name not in self.alive, "a replacement is another worker"
                     self.alive.add(name)
                     self.loading[name] = 0
+                    self.fleet.placed(name, self.now)
                 case Load(name, version):
                     assert version == self.fleet.newest
                     self.loading[name] = version
                 case Drain(name):
                     self.draining.add(name)
-                case Kill(name, _):
+                case Kill(name):
                     self.kill(name)
                 case Free(name):
                     assert name not in self.alive or name in self.draining
@@ -230,7 +268,7 @@ class World:
         if what == "tick":
             self.do(self.fleet.tick(self.now))
         elif what == "publish" and (faults or not self.fleet.behind):
-            self.version += 1
+            self.version += self.rng.randint(0, 1)
             self.do(self.fleet.publish(self.version, self.now))
         elif what == "scale":
             self.fleet.target = self.rng.randint(0, 5)
@@ -270,7 +308,7 @@ class World:
                 assert was not in (State.LEAVING, State.DEAD, State.GONE), f"{name} has come back"
                 if was is not State.SERVING:
                     assert worker.holds == self.fleet.newest, f"{name} serves an old version"
-                assert held is None or (worker.holds is not None and worker.holds >= held)
+                assert held is None or worker.holds is None or worker.holds >= held
             assert was is not State.GONE or worker.state is State.GONE
             self.before[name] = worker.state, worker.holds
         assert len(self.fleet.of(*LIVE)) <= max(5, self.fleet.target)

@@ -1,55 +1,23 @@
-"""Workers as they are when Ray runs them: pictures and weights come beside what they belong to (`pictures.py`)."""
+"""A learner's rank as it is when Ray runs it: the pictures of each group or prompt come beside them, in order."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import ray
 
 from learner.actor import LearnerRank
 from learner.config import LearnerConfig, LearnerJob
-from orchestrator.cluster.machine import check_folder, check_gpus, check_shared_memory
+from orchestrator.cluster.machine import check_folder, check_gpus
 from orchestrator.cluster.on_node import OnNode
 from orchestrator.cluster.pictures import Pictures, attached
-from orchestrator.config import Device
-from records.samples import Prompt, Sample, SampleGroup, Score, ScoredGroup, StepReport
-from rollout.actor import RolloutWorker
-from rollout.config import OBJECT_STORE, RolloutConfig
-from rollout.engine import picture_cache_bytes
-from rollout.shm import shm_folder
+from records.samples import Prompt, SampleGroup, ScoredGroup, StepReport
 
+WATCH = "watch"
+"""The calls to a learner's rank that are answered while others go on."""
 LEARNER_SHARE = 0.8
 """Of its GPU's memory, which a learner rank takes without being told how much."""
-
-
-class RolloutActor(OnNode, RolloutWorker):
-    """Its samples go back without their prompt, which the caller has."""
-
-    def __init__(self, config: RolloutConfig, model: str, worker_id: str, scorer: Any, device: Device) -> None:
-        super().__init__(config, model, worker_id, scorer)
-        self._device = device
-
-    def check_machine(self, workers_here: int) -> None:
-        """Whether this node is fit for *workers_here* of them. Raises UnfitMachine."""
-        check_folder(Path(self.model), "the model")
-        if self._device == "gpu":
-            check_gpus(self.config.gpu_memory_utilization, "rollout.gpu_memory_utilization")
-        wanted = workers_here * picture_cache_bytes(self.config, self.model)
-        what = f"the pictures of {workers_here} rollout workers"
-        if self._device == "gpu" and self.config.weight_transport == OBJECT_STORE:
-            wanted += sum(file.stat().st_size for file in Path(self.model).glob("*.safetensors"))
-            what += " and a version of the weights"
-        check_shared_memory(shm_folder(), wanted, what)
-
-    async def answer_stored(self, prompt: Prompt, pictures: Pictures) -> Sample:
-        return await self.answer(attached(prompt, pictures))
-
-    async def sample_stored(
-        self, prompt: Prompt, pictures: Pictures, seed: int
-    ) -> tuple[tuple[Sample, ...], tuple[Score, ...]]:
-        scored = await self.sample(attached(prompt, pictures), seed)
-        return scored.group.samples, scored.scores
 
 
 class LearnerActor(OnNode, LearnerRank):
@@ -65,6 +33,11 @@ class LearnerActor(OnNode, LearnerRank):
         check_folder(Path(self._folder), "the run directory")
         if self._device == "gpu":
             check_gpus(LEARNER_SHARE, "a learner rank")
+
+    @ray.method(concurrency_group=WATCH)
+    def completed_so_far(self) -> int:
+        """What it has done since it started, in parts of a step; answered in the middle of one."""
+        return self.completed
 
     def step_stored(self, groups: Sequence[ScoredGroup], *pictures: Pictures) -> StepReport:
         whole = zip(groups, pictures, strict=True)

@@ -12,9 +12,10 @@ from learner.checkpoint import Checkpoint
 from learner.config import LearnerConfig
 from orchestrator.cluster.calls import WorkerTimeout
 from orchestrator.cluster.on_node import Whereabouts
-from orchestrator.cluster.roles import RayLearner
+from orchestrator.cluster.ranks import LearnerRanks
 from orchestrator.config import ConfigError, load_run_config
 from orchestrator.run.directory import RunDirectory, open_run_directory
+from records.samples import PolicyVersion
 from tasks.tvr.task import PairSet
 from tests.learner.checkpoint_process import make_facts, make_share, make_writers
 
@@ -45,7 +46,7 @@ class FakeRank:
         return type("Method", (), {"remote": staticmethod(call)})
 
     def do_whereabouts(self) -> Whereabouts:
-        return Whereabouts(node_id="a", address="10.0.0.1", logs=())
+        return Whereabouts(node_id="a", address="10.0.0.1", pid=1, logs=())
 
     def do_host_meeting(self) -> tuple[str, int]:
         return "127.0.0.1", 1
@@ -60,9 +61,9 @@ class FakeRank:
         return f"10.0.0.{self.rank // 2}", 100 + self.rank
 
 
-def make_learner(num_ranks: int = 2, timeout_s: float = LONG_S) -> tuple[RayLearner, list[FakeRank]]:
+def make_learner(num_ranks: int = 2, timeout_s: float = LONG_S) -> tuple[LearnerRanks, list[FakeRank]]:
     ranks = [FakeRank(rank, num_ranks) for rank in range(num_ranks)]
-    return RayLearner(ranks, LearnerConfig(timeout_s=timeout_s), LONG_S), ranks
+    return LearnerRanks(ranks, LearnerConfig(timeout_s=timeout_s), LONG_S), ranks
 
 
 @pytest.fixture
@@ -74,7 +75,9 @@ def directory(tmp_path: Path) -> RunDirectory:
     (tmp_path / "data" / "dataset_dict.json").write_text("{}")
     run = tmp_path / "run"
     run.mkdir()
-    open_run_directory(CONFIG, run, "train", resume=False).begin(CONFIG, "train", PairSet(tmp_path / "data"))
+    open_run_directory(CONFIG, run, "train", resume=False).begin(
+        CONFIG, "train", PairSet(tmp_path / "data"), PolicyVersion(0)
+    )
     for version in (1, 2, 3):
         writers = make_writers(run / "checkpoints", 3, keep=9)
         writers[0].begin(version)
@@ -131,7 +134,7 @@ def test_a_new_run_begins_without_a_checkpoint(tmp_path: Path) -> None:
     assert [rank.connected_with for rank in ranks] == [[None], [None]]
 
 
-SLOW: dict[str, Callable[[RayLearner], Awaitable[None]]] = {
+SLOW: dict[str, Callable[[LearnerRanks], Awaitable[None]]] = {
     "the end of a checkpoint": lambda learner: learner.finish_checkpoint(),
     "saving": lambda learner: learner.save("folder"),
     "the next checkpoint": lambda learner: learner.checkpoint(),

@@ -1,8 +1,4 @@
-"""The loop's roles played by Ray actors, and the metrics page of Ray.
-
-Groups go to the worker with the fewest in flight. Pictures and weights never pass through this process: references to
-them do.
-"""
+"""The learner's ranks, as long as all of them live: every call goes to all of them at once."""
 
 import asyncio
 from collections.abc import Sequence
@@ -11,77 +7,18 @@ from typing import Any, Protocol
 
 import numpy as np
 import ray
-from ray.util.metrics import Gauge
 
 from learner.checkpoint import Checkpoint
 from learner.config import LearnerConfig
-from orchestrator.cluster.calls import Pool, each, within
+from orchestrator.cluster.calls import each, within
+from orchestrator.cluster.on_node import Whereabouts
 from orchestrator.cluster.pictures import detached, reference, store
 from orchestrator.cluster.ready import Starting
 from orchestrator.loop.roles import Exported
 from records.manifest import Manifest, TensorInfo
-from records.samples import PolicyVersion, Prompt, Sample, SampleGroup, ScoredGroup, StepReport
-from rollout.config import RolloutConfig
+from records.samples import PolicyVersion, Prompt, SampleGroup, ScoredGroup, StepReport
 
 BUCKET_BYTES = 256 << 20
-
-
-class RayRollouts:
-    """`loop.roles.Rollouts` on actors of `actors.RolloutActor`."""
-
-    def __init__(self, actors: list[Any], config: RolloutConfig) -> None:
-        self._pool = Pool(actors)
-        self._config = config
-        self._served: Exported | None = None
-        self._updating = asyncio.Lock()
-
-    @property
-    def workers(self) -> list[Any]:
-        """The actors, in the order in which they were added."""
-        return self._pool.actors
-
-    async def start(self, timeout_s: float) -> None:
-        await _make_ready(self.workers, timeout_s)
-
-    async def add(self, actor: Any, timeout_s: float) -> None:
-        """One worker more: it starts with the version that the others serve, and only then gets work."""
-        await _make_ready([actor], timeout_s)
-        async with self._updating:  # no version passes it by
-            if self._served is not None:
-                await self._load([actor], self._served)
-            self._pool.add(actor)
-
-    async def sample(self, prompt: Prompt, *, seed: int) -> ScoredGroup:
-        stored = store(prompt)
-        samples, scores = await self._call("sampling", "sample_stored", stored, seed)
-        return ScoredGroup(group=SampleGroup(prompt=stored, samples=samples), scores=scores)
-
-    async def answer(self, prompt: Prompt) -> Sample:
-        return await self._call("answering", "answer_stored", store(prompt))
-
-    async def receive(self, exported: Exported) -> float:
-        async with self._updating:
-            pauses = await self._load(self.workers, exported)
-            self._served = exported
-            return max(pauses)
-
-    async def stop(self) -> None:
-        await each(self.workers, self._config.timeout_s, "stop of a rollout worker", "shutdown")
-
-    async def _call(self, doing: str, method: str, stored: Prompt, *args: Any) -> Any:
-        what = f"{doing} of {stored.id}"
-        return await self._pool.call(self._config.timeout_s, what, method, detached(stored), reference(stored), *args)
-
-    async def _load(self, actors: Sequence[Any], exported: Exported) -> list[float]:
-        """Each worker fetches the buckets from the object store by itself, while it goes on sampling."""
-        what = f"loading of version {exported.manifest.version}"
-        return await each(actors, self._config.timeout_s, what, "receive", exported.manifest, *exported.buckets)
-
-
-async def _make_ready(workers: Sequence[Any], timeout_s: float) -> None:
-    starting = Starting(workers, "rollout worker", timeout_s)
-    await starting.check_machines()
-    await starting.call("ready")
 
 
 class Checkpoints(Protocol):
@@ -93,21 +30,34 @@ class Checkpoints(Protocol):
         """Go on from an older one."""
 
 
-class RayLearner:
-    """`loop.roles.Learner` on a group of `actors.LearnerActor`; every call goes to all ranks at once."""
+class LearnerRanks:
+    """A group of `learner_actor.LearnerActor`. When one of them is lost, the others are of no use either."""
 
     def __init__(self, ranks: list[Any], config: LearnerConfig, checkpoint_timeout_s: float) -> None:
         self._ranks = ranks
         self._config = config
         self._checkpoint_timeout_s = checkpoint_timeout_s
+        self.places: list[Whereabouts] = []
 
-    async def start(self, timeout_s: float, checkpoints: Checkpoints | None = None) -> None:
-        """From the newest of *checkpoints* that the ranks find whole; it passes over the others."""
-        starting = Starting(self._ranks, "learner rank", timeout_s)
-        await starting.check_machines()
+    @property
+    def actors(self) -> list[Any]:
+        return self._ranks
+
+    async def completed(self) -> int:
+        """How much all of them have done since they started. Whoever hangs does not answer, or has done no more."""
+        return sum(await asyncio.gather(*(rank.completed_so_far.remote() for rank in self._ranks)))
+
+    async def start(self, timeout_s: float, checkpoints: Checkpoints | None = None) -> PolicyVersion:
+        """From the newest of *checkpoints* that the ranks find whole; it passes over the others. Returns its version.
+
+        Raises ConfigError, or StartFailed.
+        """
+        names = [f"learner rank {rank}" for rank in range(len(self._ranks))]
+        starting = Starting(self._ranks, names, timeout_s)
+        self.places = await starting.check_machines()
         checkpoint = None if checkpoints is None else await self._whole(checkpoints, timeout_s)
         address, port = await within(timeout_s, "learner rank 0", self._ranks[0].host_meeting.remote())
-        await starting.call("connect", address, port, checkpoint)
+        return (await starting.call("connect", address, port, checkpoint))[0]
 
     async def _whole(self, checkpoints: Checkpoints, timeout_s: float) -> Checkpoint | None:
         """Each rank reads its share of the files; nobody else reads all of them."""
@@ -184,17 +134,3 @@ class RayLearner:
 
 def _sent(group: SampleGroup) -> SampleGroup:
     return replace(group, prompt=detached(group.prompt))
-
-
-class RayMetrics:
-    """Numbers of the run as gauges `star_r1_*` on the metrics port of the driver's node (Ray adds `ray_` in front)."""
-
-    def __init__(self) -> None:
-        self._gauges: dict[str, Gauge] = {}
-
-    def publish(self, row: dict[str, float]) -> None:
-        for key, value in row.items():
-            name = "star_r1_" + key.replace("/", "_").replace(" ", "_")
-            if name not in self._gauges:
-                self._gauges[name] = Gauge(name, description=f"{key} of the newest step")
-            self._gauges[name].set(value)
