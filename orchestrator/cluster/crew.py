@@ -10,7 +10,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from orchestrator.cluster.calls import WorkerTimeout
 from orchestrator.cluster.on_node import Whereabouts, end_there, last_words
-from orchestrator.cluster.placement import Bundle, Place, give_back, place_worker
+from orchestrator.cluster.placement import Bundle, Place, give_back, home_apart, place_worker
 from orchestrator.config import ConfigError, RunConfig, StartFailed
 from orchestrator.supervision.fleet import Fleet, Limits
 from orchestrator.supervision.supervisor import Hand, Supervisor, Unfit
@@ -39,6 +39,7 @@ class Crew:
         self.folder = folder
         self.tell = tell
         self.nodes: dict[str, str] = {}
+        self.homes: dict[str, str] = {}
         self.has_room: set[str] = set()
         self.waits_for_room: dict[str, str] = {}
         self.was_ready = False
@@ -47,8 +48,11 @@ class Crew:
         """Whether *count* workers have room, or are known to wait for it."""
         return len(self.has_room | self.waits_for_room.keys()) >= count
 
-    async def place(self, name: str, bundle: Bundle) -> Place:
-        """Raises Unfit where there is no room, and none to wait for: the run has not begun, and nobody has any."""
+    async def place(self, name: str, bundle: Bundle, apart: bool) -> Place:
+        """On a node of its own, if it is to be *apart* from its kind and there are enough.
+
+        Raises Unfit where there is no room, and none to wait for: the run has not begun, and nobody has any.
+        """
 
         def waits(lacks: str) -> bool:
             if self.has_room or self.was_ready:
@@ -58,7 +62,9 @@ class Crew:
             return False
 
         try:
-            place = await place_worker(self.config, name, bundle, waits)
+            if apart:
+                self.homes[name] = home_apart(self.homes.values())
+            place = await place_worker(self.config, name, bundle, waits, self.homes.get(name))
         except ConfigError as error:
             raise Unfit from error
         finally:
@@ -97,8 +103,8 @@ class ActorHand:
         self.place: Place | None = None
         self.where: Whereabouts | None = None
 
-    async def take_room(self, bundle: Bundle, placed: Callable[[], None]) -> Place:
-        self.place = await self.crew.place(self.name, bundle)
+    async def take_room(self, bundle: Bundle, placed: Callable[[], None], apart: bool = False) -> Place:
+        self.place = await self.crew.place(self.name, bundle, apart)
         placed()
         return self.place
 
@@ -115,6 +121,7 @@ class ActorHand:
 
     async def free(self) -> None:
         self.crew.nodes.pop(self.name, None)
+        self.crew.homes.pop(self.name, None)
         self.crew.has_room.discard(self.name)
         if self.place is not None:
             give_back([self.place])

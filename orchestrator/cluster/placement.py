@@ -8,7 +8,8 @@ group that waits for room tells a cluster that can grow what is asked of it.
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
 
@@ -81,14 +82,16 @@ def reward_bundle() -> Bundle:
     return {"CPU": REWARD_CPUS}
 
 
-async def place_worker(config: RunConfig, name: str, bundle: Bundle, waits: Callable[[str], bool]) -> Place:
-    """A place for the worker *name* on one node.
+async def place_worker(
+    config: RunConfig, name: str, bundle: Bundle, waits: Callable[[str], bool], home: str | None = None
+) -> Place:
+    """A place for the worker *name* on one node, on *home* if that has room.
 
     Where the cluster has none now, *waits* is told what it lacks, and says whether to wait for it; if not, ConfigError.
     """
-    home = _roomiest() if "GPU" not in bundle and bundle["CPU"] < 1 else None
-    places = await _reserve([bundle], "STRICT_PACK", home)
-    if places:
+    if home is not None and (places := await _reserve([bundle], "STRICT_PACK", home)):
+        return places[0]
+    if places := await _reserve([bundle], "STRICT_PACK"):
         return places[0]
     need = f"{name} needs {_said(bundle)}" + (" on one node" if "GPU" in bundle or bundle["CPU"] >= 1 else "")
     if not waits(f"{need}, and the cluster has {_free()} free"):
@@ -101,6 +104,12 @@ async def place_worker(config: RunConfig, name: str, bundle: Bundle, waits: Call
         remove_placement_group(group)
         raise
     return Place(group, 0)
+
+
+def home_apart(others: Iterable[str]) -> str:
+    """The node with the fewest of *others*, whose nodes these are, and of those the one with most CPUs free."""
+    taken = Counter(others)
+    return min(_nodes(), key=lambda node: (taken[node.id], -node.free.get("CPU", 0.0), node.id)).id
 
 
 def give_back(places: Sequence[Place]) -> None:
@@ -132,11 +141,6 @@ def _learner_home(config: RunConfig) -> str | None:
     rooms = [(int(node.free.get(kind, 0)), node.id) for node in _nodes()]
     fits = [(free // per_rollout - (free - ranks) // per_rollout, free, name) for free, name in rooms if free >= ranks]
     return min(fits)[2] if fits else None
-
-
-def _roomiest() -> str:
-    """The node with most CPUs free: those who ask for little are spread."""
-    return max(_nodes(), key=lambda node: (node.free.get("CPU", 0.0), node.id)).id
 
 
 async def _reserve(bundles: Sequence[Bundle], strategy: str, node_id: str | None = None) -> list[Place]:

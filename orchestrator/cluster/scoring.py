@@ -40,7 +40,7 @@ class RewardHand(ActorHand):
 
     async def start(self, placed: Callable[[], None]) -> int:
         config, rewards = self.crew.config, self.crew.config.reward_service
-        place = await self.take_room(reward_bundle(), placed)
+        place = await self.take_room(reward_bundle(), placed, apart=True)
         actor = place.actor(RewardActor, max_concurrency=MANY_CALLS)
         limits = (rewards.rule_timeout_s, rewards.memory_mib)
         self.actor = actor.remote(config.task, rewards.rule, rewards.options, rewards.concurrent_samples, *limits)

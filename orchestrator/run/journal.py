@@ -157,7 +157,7 @@ def read_events(path: Path) -> tuple[list[Event], int]:
     content = path.read_bytes()
     lines = content.split(b"\n")
     for number, line in enumerate(lines, 1):
-        event = _parse(line)
+        event = parse(line)
         if event is None:
             if number < len(lines) - 1:
                 raise DamagedJournal(f"{path}: line {number} is damaged: {line[:80]!r}")
@@ -175,7 +175,8 @@ def line_of(event: Event) -> bytes:
     return body + _SUM % zlib.crc32(body)
 
 
-def _parse(line: bytes) -> Event | None:
+def parse(line: bytes) -> Event | None:
+    """A line without its end; None if it is not whole."""
     body, comma, _ = line.rpartition(b', "sum"')
     if not comma or line + b"\n" != body + _SUM % zlib.crc32(body):
         return None

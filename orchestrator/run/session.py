@@ -289,5 +289,6 @@ class Recorder:
         if self._console.is_terminal:
             self._counter(int(row["step"]), self._steps, live_note(row))
         else:
-            left_s = row["elapsed_s"] / (row["step"] - self._done) * (self._steps - row["step"])
+            made = max(1, row["step"] - self._done)  # an earlier driver's step has its row only now
+            left_s = row["elapsed_s"] / made * (self._steps - row["step"])
             self._console.print(step_line(row, self._steps, left_s, self._shares), highlight=False, soft_wrap=True)

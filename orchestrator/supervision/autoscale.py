@@ -7,7 +7,7 @@ last change is over. One more while the learner waits for groups, and hardly any
 for the learner, so many that a fleet without one worker would do. What is not known is no reason for either.
 
 Where a step stands at a look must decide nothing: a learner waits for all of one look and for none of the next. So the
-figures are means over about the last *hold_s*, of the fleet as it is: one of another size is watched from the start.
+figures are means over about a step, or *hold_s* if that is longer; a fleet of another size is watched from the start.
 """
 
 from dataclasses import dataclass, field
@@ -29,13 +29,17 @@ SPARE = 1.5
 a staleness of 1, they are ready only from when the last is complete until they are taken: of four workers that have
 nothing to do for a quarter of the time, one is not needed. The half is a margin."""
 
+ENOUGH = 0.6
+"""Of about one step this much must have been watched before nothing in it says that the learner waits."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AutoscaleRules:
     """In seconds.
 
     A reason must hold for *hold_s* without a break. After any change, and after the first look, the fleet is left as it
-    is for *pause_grow_s* before it grows and for *pause_shrink_s* before it shrinks.
+    is for *pause_grow_s* before it grows and for *pause_shrink_s* before it shrinks: twice as long after each time in a
+    row that it grew again next, up to 16 times.
     """
 
     hold_s: float = 30.0
@@ -49,7 +53,8 @@ class Observation:
 
     The learner waited for groups for *learner_wait_share* of the time since the last look (0 to 1). *groups_ready* are
     complete and wait for it; it takes *groups_per_step* at a time. *engine_full*: requests queue in an engine. Of the
-    workers, *serving* serve and *starting* have been asked for and do not serve yet.
+    workers, *serving* serve and *starting* have been asked for and do not serve yet. The last step took *step_s*, from
+    one time that the learner was ready for groups to the next; 0 while there is none.
     """
 
     learner_wait_share: float | None
@@ -58,6 +63,7 @@ class Observation:
     engine_full: bool | None
     serving: int
     starting: int
+    step_s: float = 0.0
 
 
 class Decision(NamedTuple):
@@ -69,30 +75,28 @@ class Decision(NamedTuple):
 
 @dataclass(slots=True)
 class _Watch:
-    """Of one fleet. The means are 0 to 1 but *steps_ready*; a reason that does not hold has held since None."""
+    """Of one fleet. What was not seen yet counts as nothing in the means; *seen* is the mean of what is always 1."""
 
     target: int
     serving: int
-    began: float
     looked: float
+    seen: float = 0.0
     waits: float = 0.0
     steps_ready: float = 0.0
     step_waits: float = 0.0
     short_since: float | None = None
     spare_since: float | None = None
 
-    def add(self, wait_share: float, steps_ready: float, hold_s: float, now: float) -> None:
-        """What was seen counts for the time since the last look."""
-        since_last = now - self.looked
-        if since_last <= 0:
-            return
-        weight = since_last / max(since_last, min(hold_s, now - self.began))
+    def add(self, wait_share: float, steps_ready: float, over_s: float, now: float) -> None:
+        """What was seen counts for the time since the last look, out of *over_s*."""
+        weight = min(1.0, (now - self.looked) / over_s)
+        self.looked = now
+        self.seen += weight * (1 - self.seen)
         self.waits += weight * (wait_share - self.waits)
         self.steps_ready += weight * (steps_ready - self.steps_ready)
         self.step_waits += weight * ((steps_ready >= 1) - self.step_waits)
-        self.looked = now
-        short = self.waits > GROW_ABOVE and self.steps_ready < FEW
-        spare = self.waits < SHRINK_BELOW and self.step_waits * self.target >= SPARE
+        short = self.waits > GROW_ABOVE and self.steps_ready < FEW * self.seen
+        spare = self.waits < SHRINK_BELOW and self.step_waits * self.target >= SPARE and self.seen > ENOUGH
         self.short_since = _since(self.short_since, short, now)
         self.spare_since = _since(self.spare_since, spare, now)
 
@@ -105,6 +109,8 @@ class Autoscaler:
     max: int
     rules: AutoscaleRules = field(default_factory=AutoscaleRules)
     _changed: float = 0.0
+    _shrank: bool = False
+    _taken_back: int = 0
     _watch: _Watch | None = None
 
     def look(self, seen: Observation, target: int, now: float) -> Decision:
@@ -118,9 +124,9 @@ class Autoscaler:
         wait_share, ready, full = seen.learner_wait_share, seen.groups_ready, seen.engine_full
         same = self._watch is not None and (self._watch.target, self._watch.serving) == (target, seen.serving)
         if self._watch is None or not same or wait_share is None or ready is None or full is None:
-            self._watch = _Watch(target=target, serving=seen.serving, began=now, looked=now)
+            self._watch = _Watch(target=target, serving=seen.serving, looked=now)
             return Decision(target)
-        self._watch.add(wait_share, ready / seen.groups_per_step, self.rules.hold_s, now)
+        self._watch.add(wait_share, ready / seen.groups_per_step, max(self.rules.hold_s, seen.step_s), now)
         return self._decide(self._watch, seen, target, now)
 
     def _decide(self, watch: _Watch, seen: Observation, target: int, now: float) -> Decision:
@@ -132,28 +138,28 @@ class Autoscaler:
             and whole
             and target < self.max
         ):
+            self._taken_back, self._shrank = self._taken_back + self._shrank, False
             return self._change(target + 1, f"the learner waits for groups {watch.waits:.0%} of the time", seen, now)
         if (
             _held(watch.spare_since, rules.hold_s, now)
-            and since_change >= rules.pause_shrink_s
+            and since_change >= rules.pause_shrink_s * 2 ** min(4, self._taken_back)
             and not seen.engine_full  # a prompt may queue for a moment when a step's come at once: no break
             and target > self.min
         ):
+            self._taken_back, self._shrank = 0 if self._shrank else self._taken_back, True
             why = f"the groups of a whole step wait for the learner {watch.step_waits:.0%} of the time"
             return self._change(target - 1, why, seen, now)
         return Decision(target)
 
     def _change(self, target: int, why: str, seen: Observation, now: float) -> Decision:
         self._changed = now
-        self._watch = _Watch(target=target, serving=seen.serving, began=now, looked=now)
+        self._watch = _Watch(target=target, serving=seen.serving, looked=now)
         return Decision(target, why)
 
 
 def _since(since: float | None, holds: bool, now: float) -> float | None:
     """Since when without a break."""
-    if not holds:
-        return None
-    return now if since is None else since
+    return None if not holds else now if since is None else since
 
 
 def _held(since: float | None, hold_s: float, now: float) -> bool:

@@ -12,6 +12,7 @@ from ray.cluster_utils import Cluster
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 
 from orchestrator.cluster import placement
+from orchestrator.cluster.crew import Crew
 from orchestrator.cluster.placement import Place, place_learner, place_worker, reward_bundle, rollout_bundle
 from orchestrator.config import ConfigError, RunConfig, load_run_config
 
@@ -106,11 +107,12 @@ def test_a_worker_whose_gpus_are_free_but_not_on_one_node_is_refused_with_what_i
     assert "The whole run needs 11 GPUs and 0.1 CPUs (learner.ranks 3, rollout.workers 2" in said
 
 
-def test_reward_workers_are_spread_over_the_nodes(cluster):
+def test_reward_workers_are_spread_over_the_nodes(cluster, tmp_path):
     async def place() -> list[Place]:
-        return [await place_worker(gpu_run(), f"reward-{it}", reward_bundle(), lambda lacks: False) for it in range(4)]
+        crew = Crew(gpu_run(), tmp_path, lambda event, **facts: None)
+        return await asyncio.gather(*(crew.place(f"reward-{it}", reward_bundle(), apart=True) for it in range(4)))
 
-    assert len(set(nodes_of(asyncio.run(place())))) == 2
+    assert sorted(Counter(nodes_of(asyncio.run(place()))).values()) == [2, 2]
 
 
 def test_a_worker_waits_for_room_where_it_may_and_says_what_it_lacks(cluster, monkeypatch):
