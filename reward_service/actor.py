@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,8 @@ from reward_service.rules import load_rule, score
 
 MEMORY_LOOK_S = 0.1
 """Between two looks at the memory, while rules work."""
+LAST_MOMENT_S = 0.1
+"""In which samples may still end when their worker is spent: those that began together are late together."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,7 +51,7 @@ class ScoringLoad:
 
 
 class WorkerSpent(RuntimeError):
-    """This worker scores no more, and the text says why. Nothing was begun: another one can be asked."""
+    """This worker scores no more, and the text says why. What it was asked is not scored: another one can be asked."""
 
 
 class RewardWorker:
@@ -79,6 +82,7 @@ class RewardWorker:
         self._working: list[str] = []
         self._given = self._ended = 0
         self._spent: str | None = None
+        self._ends: set[asyncio.Timeout] = set()
         self._watching: asyncio.Task[None] | None = None
         if (held := resident_mib()) > memory_mib:
             raise ValueError(
@@ -88,12 +92,25 @@ class RewardWorker:
 
     async def score(self, replies: Sequence[Reply]) -> list[Score | ScoringFailure | WorkerSpent]:
         """One for each of *replies*, in order: a failure, with the traceback as its cause, where the rule raised,
-        returned no finite numbers or took too long; WorkerSpent where it was not begun, for the worker is spent.
+        returned no finite numbers or took too long; WorkerSpent where it had not ended when the worker became spent.
 
-        Raises WorkerSpent if it is so for all of them.
+        Raises WorkerSpent if that is all there is.
         """
-        results = await asyncio.gather(*(self._score(reply) for reply in replies))
-        if self._spent is not None and all(isinstance(result, WorkerSpent) for result in results):
+        if self._spent is not None:
+            raise self._refusal()
+        samples = [asyncio.create_task(self._score(reply)) for reply in replies]
+        end = asyncio.timeout(None)
+        try:
+            with suppress(TimeoutError):
+                async with end:
+                    self._ends.add(end)
+                    await asyncio.wait(samples)
+            results = [sample.result() if sample.done() else self._refusal() for sample in samples]
+        finally:
+            self._ends.discard(end)
+            for sample in samples:
+                sample.cancel()
+        if all(isinstance(result, WorkerSpent) for result in results):
             raise self._refusal()
         return results
 
@@ -113,8 +130,6 @@ class RewardWorker:
         return self._ended, self._given - self._ended
 
     async def _score(self, reply: Reply) -> Score | ScoringFailure | WorkerSpent:
-        if self._spent is not None:
-            return self._refusal()
         self._given += 1
         try:
             if self._places.locked():
@@ -175,11 +190,11 @@ class RewardWorker:
             )
 
     def _spend(self, why: str) -> None:
-        """The first cause counts. Those who wait for a place are let in, to be told."""
+        """The first cause counts. Calls end in a moment, whatever they wait for: another worker can be asked."""
         if self._spent is None:
             self._spent = why
-            for _ in self._waiting_since:
-                self._places.release()
+            for end in self._ends:
+                end.reschedule(asyncio.get_running_loop().time() + LAST_MOMENT_S)
 
     def _refusal(self) -> WorkerSpent:
         return WorkerSpent(f"this reward worker scores no more: {self._spent}")

@@ -140,6 +140,11 @@ class RolloutWorker:
         return bool(self._in_flight)
 
     @property
+    def is_full(self) -> bool:
+        """Whether as many groups are sampled as may be at once."""
+        return self._slots.locked()
+
+    @property
     def version(self) -> PolicyVersion:
         """The one that is served."""
         return PolicyVersion(0) if self._manifest is None else self._manifest.version

@@ -8,6 +8,21 @@ Transport = Literal["object_store", "nccl"]
 OBJECT_STORE, NCCL = get_args(Transport)
 
 
+class Autoscale(BaseModel):
+    """How few and how many rollout workers a run may have."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    min: int = Field(1, ge=1, description="Never fewer.")
+    max: int = Field(ge=1, description="Never more.")
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} exceeds max {self.max}; swap them")
+        return self
+
+
 class RolloutConfig(BaseModel):
     """How answers are sampled, and what one rollout worker may use of its machine.
 
@@ -18,6 +33,11 @@ class RolloutConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     workers: int = Field(1, ge=1, description="Rollout workers to start, each with an engine of its own.")
+    autoscale: Autoscale | None = Field(
+        None,
+        description="{ min = 1, max = 8 }: more workers while the learner waits for groups, fewer while groups wait "
+        "for it. Without: as many as workers says, or star-r1 scale.",
+    )
     samples_per_prompt: int = Field(
         8, ge=2, description="G, the answers to one prompt. Larger: better baselines, fewer prompts for the same time."
     )

@@ -49,6 +49,6 @@ class RolloutActor(OnNode, RolloutWorker):
         """From now on these reward workers, by name, score."""
         self._asked.use(actors)
 
-    async def pulse(self) -> tuple[int, bool]:
-        """How much its engine has done since it started, and whether it has work."""
-        return self.completed, self.has_work
+    async def pulse(self) -> tuple[int, bool, bool]:
+        """How much its engine has done since it started, whether it has work, and whether more waits."""
+        return self.completed, self.has_work, self.is_full

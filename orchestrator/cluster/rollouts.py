@@ -19,6 +19,8 @@ from orchestrator.cluster.ready import Starting
 from orchestrator.cluster.rollout_actor import RolloutActor
 from orchestrator.cluster.scoring import RayScorers
 from orchestrator.loop.roles import Exported
+from orchestrator.supervision.autoscale import Autoscaler, Observation
+from orchestrator.supervision.fleet import State
 from orchestrator.supervision.supervisor import Pulse, Supervisor
 from records.samples import PolicyVersion, Prompt, Sample, SampleGroup, ScoredGroup
 
@@ -145,6 +147,28 @@ class RayRollouts:
         self.crew.publish(exported)
         if exported.manifest.changed_since(before.manifest):
             await self.supervisor.publish(version)
+
+    def make_autoscaler(self) -> Autoscaler | None:
+        """As the run file says."""
+        limits = self.crew.config.rollout.autoscale
+        return None if limits is None else Autoscaler(limits.min, limits.max)
+
+    def autoscale(self, scaler: Autoscaler, wait_share: float, ready: int, groups_per_step: int, now: float) -> str:
+        """Have as many workers as *scaler* says; returns why, if that changes anything."""
+        fleet = self.supervisor.fleet
+        seen = Observation(
+            learner_wait_share=wait_share,
+            groups_ready=ready,
+            groups_per_step=groups_per_step,
+            engine_full=self.supervisor.is_any_full,
+            serving=len(fleet.of(State.SERVING)),
+            starting=len(fleet.of(State.STARTING)),
+        )
+        target, why = scaler.look(seen, fleet.target, now)
+        if target != fleet.target:
+            self.crew.tell("scaled", kind=fleet.kind, target=target, why=why)
+            self.supervisor.resize(target)
+        return why
 
     async def stop(self) -> None:
         """End all workers, and what they hold in shared memory."""

@@ -180,7 +180,10 @@ def _say(event: str, **facts: Any) -> None:
 def _check_cores(config: RunConfig) -> None:
     """A local Ray would start any number of workers on the same cores, which then all miss their deadlines."""
     cores = os.cpu_count() or 1
-    for key, count in {"rollout.workers": config.rollout.workers, "learner.ranks": config.learner.ranks}.items():
+    counts = {"rollout.workers": config.rollout.workers, "learner.ranks": config.learner.ranks}
+    if config.rollout.autoscale is not None:
+        counts["rollout.autoscale.max"] = config.rollout.autoscale.max
+    for key, count in counts.items():
         if count > cores:
             raise ConfigError(
                 f"{key} = {count}: this machine has {cores} cores, and each takes one; lower it, or use a cluster "

@@ -1,6 +1,7 @@
 """The command `star-r1`: what commands there are, in which order help shows them, and how a failed one ends."""
 
 import logging
+import os
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, NoReturn
@@ -99,6 +100,8 @@ def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     for package in ("records", "tasks", "tiny_policy", "rollout", "learner", "reward_service", "orchestrator"):
         logging.getLogger(package).setLevel(logging.INFO)
+    # Before Ray is imported, which would print a paragraph for each worker that dies; the supervisor says it in a line.
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed")
     try:
         status = app(arguments, prog_name="star-r1", standalone_mode=False)
     except TyperException as error:

@@ -52,6 +52,12 @@ def scale(
         for name, kind, count in (("rollouts", status.rollouts, rollouts), ("scorers", status.scorers, scorers))
         if count is not None and count != kind.target
     ]
+    if rollouts is not None and status.autoscale is not None:
+        low, high = status.autoscale
+        raise ConfigError(
+            f"--rollouts {rollouts}: the run chooses by itself, from {low} to {high} (rollout.autoscale); go on with "
+            "others, --resume --set rollout.autoscale.max=N"
+        )
     if dry_run or not changes:
         if rollouts or scorers:
             say(console, f"would change {', '.join(changes)}" if changes else "nothing to change")

@@ -12,6 +12,7 @@ import asyncio
 from typing import NewType
 
 from records.samples import ScoredGroup
+from reward_service.load import Busy
 
 Ticket = NewType("Ticket", int)
 """The number of an admission, from 0; groups are taken in this order."""
@@ -31,11 +32,21 @@ class Window:
         self._admitted = self._taken = self._released = done
         self._ready: dict[Ticket, ScoredGroup] = {}
         self._changed = asyncio.Condition()
+        self._waiting = Busy()
 
     @property
     def num_held(self) -> int:
         """Slots in use."""
         return self._admitted - self._released
+
+    @property
+    def num_ready(self) -> int:
+        """Complete groups that wait for the learner."""
+        return len(self._ready)
+
+    def take_wait_s(self) -> float:
+        """Seconds in which the learner has waited for groups, since the last call."""
+        return self._waiting.take()
 
     async def admit(self) -> Ticket | None:
         """Wait for a free slot and hold it; None when the run needs no more groups."""
@@ -59,7 +70,8 @@ class Window:
         """Wait for the next *count* groups in admission order."""
         wanted = [Ticket(self._taken + offset) for offset in range(count)]
         async with self._changed:
-            await self._changed.wait_for(lambda: all(ticket in self._ready for ticket in wanted))
+            with self._waiting:
+                await self._changed.wait_for(lambda: all(ticket in self._ready for ticket in wanted))
             self._taken += count
             return tuple(self._ready.pop(ticket) for ticket in wanted)
 

@@ -53,13 +53,16 @@ class Kind:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Status:
-    """At *at* (seconds since 1970), under the served *version*. *waits* says who waits for room, and what it lacks."""
+    """At *at* (seconds since 1970), under the served *version*. *waits* says who waits for room, and what it lacks;
+    *autoscale* between how few and how many rollout workers the run chooses itself.
+    """
 
     at: float
     version: int
     rollouts: Kind
     scorers: Kind
     waits: dict[str, str] = field(default_factory=dict)
+    autoscale: list[int] | None = None
 
 
 def ask(folder: Path, wanted: Wanted) -> None:

@@ -35,6 +35,7 @@ MAY_CHANGE = (
     "checkpoint",
     "supervision",
     "rollout.workers",
+    "rollout.autoscale",
     "rollout.concurrent_prompts",
     "rollout.weight_transport",
     "rollout.timeout_s",

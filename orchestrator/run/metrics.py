@@ -1,7 +1,8 @@
 """One row of metrics a step, each mean over what its comment says. JSON lines come first.
 
-Rows have the same keys, but for two: a term of the reward is there from the step in which a rule first returned it, and
-what is a mean over the tokens that are learned from is left out of a step without any.
+Rows have the same keys, but for three: a term of the reward is there from the step in which a rule first returned it,
+what is a mean over the tokens that are learned from is left out of a step without any, and how full the reward workers
+were out of one at whose end none was there.
 """
 
 import json
@@ -65,10 +66,19 @@ def step_row(
         "learn_s": times.learn_s,
         "publish_s": times.publish_s,
         "pause_s": times.pause_s,  # of the worker that paused longest
-        "scoring_full": max(load.full_s for load in scoring) / step_s,  # of the time, in the fullest worker
-        "scoring_wait_s": max(load.longest_wait_s for load in scoring),  # of a sample for a place
+        **_scoring(scoring, step_s),
         "step_s": step_s,
         "elapsed_s": elapsed_s,
+    }
+
+
+def _scoring(loads: Sequence[ScoringLoad], step_s: float) -> dict[str, float]:
+    """Nothing is known where every reward worker was lost: that is no 0."""
+    if not loads:
+        return {}
+    return {
+        "scoring_full": max(load.full_s for load in loads) / step_s,  # of the time, in the fullest worker
+        "scoring_wait_s": max(load.longest_wait_s for load in loads),  # of a sample for a place
     }
 
 

@@ -12,6 +12,8 @@ from orchestrator.config import RunConfig
 from orchestrator.loop.loop import Run, StepTimes, train
 from orchestrator.loop.stop import to_its_end
 from orchestrator.loop.window import Window
+from orchestrator.run.autoscaling import keep_scaling
+from orchestrator.run.control import beside
 from orchestrator.run.end import show_imitation, show_training
 from orchestrator.run.metrics import imitation_row, step_row, terms_in, terms_of
 from orchestrator.run.session import Recorder, Session, started
@@ -53,8 +55,10 @@ async def run_training(config: RunConfig, out: Path, console: Console, resume: b
                 evaluate=session.evaluate_beside,
                 served=version,
             )
+            scaling = keep_scaling(session.rollouts, run.window, size, session.console)
             try:
-                await train(run)
+                async with beside(scaling):
+                    await train(run)
             except asyncio.CancelledError:
                 for step in run.unseen:  # and served by nobody
                     times = replace(NO_TIMES, wait_s=step.wait_s, learn_s=step.learn_s)

@@ -33,10 +33,13 @@ LOOK_S = 1.0
 
 
 class Pulse(NamedTuple):
-    """What a worker says of itself: how much it has *completed* since it started, and whether it *has_work*."""
+    """What a worker says of itself: how much it has *completed* since it started, whether it *has_work*, and whether it
+    *is_full*, so that more work waits.
+    """
 
     completed: int
     has_work: bool
+    is_full: bool = False
 
 
 class Hand(Protocol):
@@ -99,6 +102,7 @@ class _Known(Generic[H]):
     turn: asyncio.Lock
     in_flight: int = 0
     completed: int = -1
+    is_full: bool = False
     looking: asyncio.Task[None] | None = None
     last_words: str = ""
 
@@ -143,6 +147,11 @@ class Supervisor(Generic[H]):
     def hands(self) -> dict[str, H]:
         """Of the workers that serve, by name, those that serve longest first."""
         return {worker.name: self._known[worker.name].hand for worker in self.fleet.of(State.SERVING)}
+
+    @property
+    def is_any_full(self) -> bool:
+        """Whether work waits at a worker that serves, for it has as much as it can do at once."""
+        return any(self._known[worker.name].is_full for worker in self.fleet.of(State.SERVING))
 
     def state(self) -> dict[str, str]:
         """Of every worker that is not gone, by name."""
@@ -215,6 +224,7 @@ class Supervisor(Generic[H]):
         except Exception as error:  # whatever it is, the worker cannot even say how it is
             self.lost(name, _cause(error))
             return
+        known.is_full = pulse.is_full
         if self.fleet.workers[name].state not in MAY_HAPPEN["progressed"]:
             return
         if pulse.completed != known.completed:

@@ -3,8 +3,7 @@
 import asyncio
 import pickle
 import threading
-from collections.abc import Awaitable, Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import psutil
 import pytest
@@ -68,15 +67,6 @@ def replies(*texts: str) -> list[Reply]:
     return [Reply(sample_id=f"1/{at}", text=text, gold=GOLD) for at, text in enumerate(texts)]
 
 
-async def until(holds: Callable[[], Awaitable[Any]]) -> None:
-    """Look again and again, for at least 30 s."""
-    for _ in range(3000):
-        if await holds():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("it did not come")
-
-
 @pytest.mark.parametrize("text", ["wait", "spin"])
 async def test_a_sample_that_takes_too_long_is_named_with_the_limit_and_where_it_was(text):
     worker = make_worker(rule_timeout_s=SHORT_S)
@@ -93,10 +83,10 @@ async def test_a_sample_that_takes_too_long_is_named_with_the_limit_and_where_it
     assert condition.startswith("sample 1/1: the rule")
 
 
-async def test_of_several_causes_the_first_counts():
+async def test_samples_that_are_late_together_are_all_named_and_the_first_is_the_cause():
     worker = make_worker(rule_timeout_s=SHORT_S)
-    failures = await worker.score(replies("wait", "wait"))
-    assert [type(failure) for failure in failures] == [ScoringFailure, ScoringFailure]
+    failures = await worker.score(replies("wait", "wait", "wait"))
+    assert [type(failure) for failure in failures] == [ScoringFailure] * 3
     condition = await worker.condition()
     assert condition is not None
     assert condition.startswith("sample 1/0: ")
@@ -117,56 +107,44 @@ async def test_a_rule_that_itself_gives_up_is_a_failure_and_no_cause_to_replace_
     assert await worker.condition() is None
 
 
-async def test_a_spent_worker_refuses_what_comes_and_what_waits_for_a_place_and_ends_what_is_at_work():
-    worker = make_worker(concurrent_samples=2, rule_timeout_s=1.0)
+async def test_a_spent_worker_gives_back_at_once_what_has_not_ended_and_refuses_what_comes():
+    worker = make_worker(concurrent_samples=2, rule_timeout_s=(limit := 2.0))
     first = asyncio.create_task(worker.score(replies("wait")))
-    await asyncio.sleep(0.5)  # so that the second place has half a second left when the first is spent
-    second = asyncio.create_task(worker.score(replies("wait", "abc")))
+    await asyncio.sleep(limit / 2)  # for as long the second would be within its limit when the first is late
+    second = asyncio.create_task(worker.score(replies("abc", "wait", "abc")))
     assert isinstance((await first)[0], ScoringFailure)
-    with pytest.raises(WorkerSpent, match=r"this reward worker scores no more: sample 1/0: the rule .* more than 1 s"):
+    with pytest.raises(WorkerSpent, match=r"this reward worker scores no more: sample 1/0: the rule .* more than 2 s"):
         await worker.score(replies("abc"))
-    GATE.set()
-    at_work, waiting = await second
-    assert isinstance(at_work, Score)  # it was not late
+    ended, at_work, waiting = await second
+    assert isinstance(ended, Score)
+    assert isinstance(at_work, WorkerSpent)
     assert isinstance(waiting, WorkerSpent)
-    assert await worker.progress() == (3, 0)
+    assert await worker.progress() == (4, 0)
 
 
-async def test_a_call_of_which_nothing_was_begun_is_refused_as_a_whole():
+async def test_a_call_of_which_nothing_has_ended_is_refused_as_a_whole():
     worker = make_worker(concurrent_samples=1, rule_timeout_s=SHORT_S)
     first = asyncio.create_task(worker.score(replies("wait")))
     await asyncio.sleep(0)
     with pytest.raises(WorkerSpent):
-        await worker.score(replies("abc", "de"))
-    await first
+        await worker.score(replies("abc", "de"))  # there is no place for them
+    assert isinstance((await first)[0], ScoringFailure)
 
 
-async def test_a_worker_that_holds_too_much_names_the_samples_at_work_and_begins_no_other():
+async def test_a_worker_that_holds_too_much_names_the_samples_at_work_and_gives_them_back():
     worker = make_worker(concurrent_samples=2, memory_mib=(limit := a_bit_more()))
     await worker.score(replies("abc"))
     await asyncio.sleep(2 * MEMORY_LOOK_S)
-    at_work = asyncio.create_task(worker.score(replies("fill", "wait")))
+    calls = [asyncio.create_task(worker.score(replies(*texts))) for texts in (["fill", "wait"], ["abc"])]
     await asyncio.sleep(2 * MEMORY_LOOK_S)
-    waiting = asyncio.create_task(worker.score(replies("abc")))
-    assert not await refuses(worker)
+    assert not any(call.done() for call in calls)
     TAP.set()
-    await until(lambda: refuses(worker))
-    with pytest.raises(WorkerSpent):
-        await waiting  # the places are still taken
+    for call in calls:
+        with pytest.raises(WorkerSpent, match=r"Samples at work: 1/0, 1/1$"):
+            await call
     condition = await worker.condition()
     assert condition is not None
     assert f"reward_service.memory_mib allows {limit}; raise that, or have the rule '{HERE}:rule' keep" in condition
-    assert condition.endswith("Samples at work: 1/0, 1/1")
-    GATE.set()
-    assert [type(result) for result in await at_work] == [Score, Score]
-
-
-async def refuses(worker: RewardWorker) -> bool:
-    """Found without asking for its condition, which is a look at the memory as well."""
-    try:
-        return bool(await worker.score([]))
-    except WorkerSpent:
-        return True
 
 
 async def test_what_is_kept_after_a_sample_counts_too():

@@ -49,6 +49,14 @@ def test_a_row_by_hand(tmp_path):
     assert "left 2:05" in line
 
 
+def test_how_full_reward_workers_were_is_left_out_where_none_was_there():
+    group = make_scored(make_group(make_prompt(), version=2, num_samples=2), [6.0, 0.0])
+    whole, row = (
+        step_row(REPORT, (group,), TIMES, loads, {"all"}, step_s=4.0, elapsed_s=20.0) for loads in (SCORING, ())
+    )
+    assert whole.keys() - row.keys() == {"scoring_full", "scoring_wait_s"}
+
+
 def with_replies(group: SampleGroup, replies: Sequence[str]) -> ScoredGroup:
     """*group* with these replies, each paid 1."""
     samples = tuple(replace(sample, text=text) for sample, text in zip(group.samples, replies, strict=True))

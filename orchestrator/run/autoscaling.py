@@ -1,0 +1,29 @@
+"""`rollout.autoscale` of a run: what its rules see, and what they decide (`supervision.autoscale`)."""
+
+import asyncio
+import time
+
+from rich.console import Console
+
+from orchestrator.cluster.rollouts import RayRollouts
+from orchestrator.display import say
+from orchestrator.loop.window import Window
+
+LOOK_S = 5.0
+
+
+async def keep_scaling(rollouts: RayRollouts, window: Window, groups_per_step: int, console: Console) -> None:
+    """Have as many rollout workers as the rules say, until cancelled. Without `rollout.autoscale` nothing is done."""
+    scaler = rollouts.make_autoscaler()
+    if scaler is None:
+        return
+    window.take_wait_s()
+    looked = time.monotonic()
+    while True:
+        await asyncio.sleep(LOOK_S)
+        now = time.monotonic()
+        share = window.take_wait_s() / (now - looked)
+        looked = now
+        why = rollouts.autoscale(scaler, share, window.num_ready, groups_per_step, now)
+        if why:
+            say(console, f"rollout workers: {rollouts.supervisor.fleet.target}, for {why}")
