@@ -16,7 +16,7 @@ CODE := records tasks tiny_policy rollout learner reward_service orchestrator de
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-gpu mutants check-tools check-gpu-machine
+.PHONY: help setup train test test-gpu mutants soak check-tools check-gpu-machine
 
 ifeq ($(filter cpu gpu,$(DEVICE)),)
 $(error DEVICE=$(DEVICE) is neither cpu nor gpu)
@@ -44,6 +44,9 @@ test-gpu:  ## What only a GPU can show, in ten minutes; an error where there is 
 
 mutants: $(STAMP)  ## Break the learner and the loop in hundreds of ways: does a test notice? (ARGS=FILE; half an hour)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutants $(ARGS)
+
+soak: $(STAMP)  ## Kill, stop and break workers a hundred times in one run: is anything lost? (ARGS="--seed 2"; an hour)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.soak $(ARGS)
 
 check-tools:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null || { \

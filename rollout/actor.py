@@ -136,8 +136,8 @@ class RolloutWorker:
 
     @property
     def has_work(self) -> bool:
-        """Whether the engine has something to do."""
-        return bool(self._in_flight)
+        """Whether the engine has something to do: answers to sample, or a version to load."""
+        return bool(self._in_flight) or self._updating.locked()
 
     @property
     def is_full(self) -> bool:

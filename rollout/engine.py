@@ -74,11 +74,12 @@ class RolloutEngine:
         self._is_in_process = on_cpu()
         self._request_ids = itertools.count()
         self._warned_of_room = False
+        self._parts_loaded = 0
 
     @property
     def completed(self) -> int:
-        """Steps of the engine of which something has come."""
-        return self._llm.engine_core.steps
+        """Steps of the engine of which something has come, and parts of versions that it has loaded."""
+        return self._llm.engine_core.steps + self._parts_loaded
 
     async def label(self, version: PolicyVersion) -> None:
         """Say which version the loaded weights are."""
@@ -174,6 +175,7 @@ class RolloutEngine:
         await self._llm.start_weight_update()
         for part in parts:
             await self._llm.update_weights(WeightTransferUpdateRequest(update_info=part))
+            self._parts_loaded += 1
         await self._llm.collective_rpc("check_update", args=(manifest.is_whole,))
         if not await self._llm.reset_prefix_cache(reset_running_requests=True):
             raise RuntimeError("the engine kept keys and values of the old weights")

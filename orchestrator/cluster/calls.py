@@ -25,6 +25,12 @@ def cause_of(error: BaseException) -> BaseException:
     return error.cause if isinstance(error, RayTaskError) and isinstance(error.cause, BaseException) else error
 
 
+def in_a_line(error: BaseException) -> str:
+    """Its kind and the first line of what it says; of what a worker raised, without what Ray made of it."""
+    cause = cause_of(error)
+    return f"{type(cause).__name__}: {cause}".strip().split("\n")[0]
+
+
 async def within(timeout_s: float, what: str, call: Awaitable[T]) -> T:
     """The result of *call*. Raises WorkerTimeout, which names *what*, after *timeout_s* seconds."""
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from orchestrator.cluster.calls import WorkerTimeout
+from orchestrator.cluster.calls import WorkerTimeout, in_a_line
 from orchestrator.cluster.on_node import Whereabouts, end_there, last_words
 from orchestrator.cluster.placement import Bundle, Place, give_back, home_apart, place_worker
 from orchestrator.config import ConfigError, RunConfig, StartFailed
@@ -90,7 +90,7 @@ class Crew:
 def supervise(kind: str, count: int, crew: C, hand: Callable[[str, C], H]) -> Supervisor[H]:
     """The supervisor of the *count* workers of one *kind*, each with a *hand* of its own."""
     limits = Limits(start_s=crew.config.start_timeout_s, **crew.config.supervision.model_dump())
-    return Supervisor(Fleet(kind, count, limits), lambda name: hand(name, crew), crew.tell)
+    return Supervisor(Fleet(kind, count, limits), lambda name: hand(name, crew), crew.tell, cause=in_a_line)
 
 
 class ActorHand:

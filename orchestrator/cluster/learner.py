@@ -14,7 +14,7 @@ import numpy as np
 from ray.exceptions import RayActorError
 
 from learner.config import LearnerJob
-from orchestrator.cluster.calls import LOST, WorkerTimeout, within
+from orchestrator.cluster.calls import LOST, WorkerTimeout, in_a_line, within
 from orchestrator.cluster.crew import Crew, end_hung
 from orchestrator.cluster.learner_actor import WATCH, LearnerActor
 from orchestrator.cluster.on_node import last_words
@@ -252,8 +252,7 @@ class RayLearner:
                 finally:
                     hand.busy = False
             logger.warning("%s was lost in %s, which is done again by others", name, what)
-            cause = f"{type(lost).__name__}: {lost}".split("\n")[0]
-            self.supervisor.lost(name, cause, hung=isinstance(lost, WorkerTimeout))
+            self.supervisor.lost(name, in_a_line(lost), hung=isinstance(lost, WorkerTimeout))
         raise AssertionError(what)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ray.exceptions import ObjectLostError
 
-from orchestrator.cluster.calls import LOST, WorkerTimeout, each, within
+from orchestrator.cluster.calls import LOST, WorkerTimeout, each, in_a_line, within
 from orchestrator.cluster.crew import ActorHand, Crew
 from orchestrator.cluster.pictures import detached, reference, store
 from orchestrator.cluster.placement import rollout_bundle
@@ -185,7 +185,7 @@ class RayRollouts:
                     return await within(self._timeout_s, what, call)
                 except LOST as error:
                     lost = error
-            cause = f"{type(lost).__name__}: {lost}".split("\n")[0]
+            cause = in_a_line(lost)
             self.crew.tell("asked again", worker=name, prompt=stored.id)
             self.supervisor.lost(name, cause, hung=isinstance(lost, WorkerTimeout))
         raise PromptLost(

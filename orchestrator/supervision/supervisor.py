@@ -108,7 +108,10 @@ class _Known(Generic[H]):
 
 
 class Supervisor(Generic[H]):
-    """That of *fleet*, whose workers *make* gives by name. *tell* is told what happens: an event's name and facts."""
+    """That of *fleet*, whose workers *make* gives by name.
+
+    *tell* is told what happens, an event's name and facts; *cause* says an error in a line.
+    """
 
     def __init__(
         self,
@@ -116,11 +119,13 @@ class Supervisor(Generic[H]):
         make: Callable[[str], H],
         tell: Callable[..., None],
         clock: Callable[[], float] = time.monotonic,
+        cause: Callable[[Exception], str] = repr,
     ) -> None:
         self.fleet = fleet
         self._make = make
         self._tell = tell
         self._clock = clock
+        self._cause = cause
         self._known: dict[str, _Known[H]] = {}
         self._changed = asyncio.Condition()
         self._failure: Exception | None = None
@@ -222,7 +227,7 @@ class Supervisor(Generic[H]):
         try:
             pulse = await known.hand.look()
         except Exception as error:  # whatever it is, the worker cannot even say how it is
-            self.lost(name, _cause(error))
+            self.lost(name, self._cause(error))
             return
         known.is_full = pulse.is_full
         if self.fleet.workers[name].state not in MAY_HAPPEN["progressed"]:
@@ -299,7 +304,7 @@ class Supervisor(Generic[H]):
             self._fail(error.__cause__ if isinstance(error.__cause__, Exception) else error)
             return
         except Exception as error:
-            self.lost(name, _cause(error))
+            self.lost(name, self._cause(error))
             return
         self._loaded(name, version)
 
@@ -309,7 +314,7 @@ class Supervisor(Generic[H]):
         try:
             version = await self._known[name].hand.load(version)
         except Exception as error:
-            self.lost(name, _cause(error))
+            self.lost(name, self._cause(error))
             return
         self._loaded(name, version)
 
@@ -352,7 +357,3 @@ class Supervisor(Generic[H]):
 
     async def _give_up(self, name: str, why: str) -> None:
         self._fail(FleetLost(self.fleet.kind, f"{why}{self._known[name].last_words}"))
-
-
-def _cause(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".strip().split("\n")[0]

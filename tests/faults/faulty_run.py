@@ -50,7 +50,9 @@ FAULTS = ("kill", "stop", "break")
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """`kill` and `stop` are SIGKILL and SIGSTOP to a process of *kind*; `break` raises in the thread of an engine."""
+    """`kill` and `stop` are SIGKILL and SIGSTOP to a process of *kind*, `break` raises in the thread of an engine, and
+    `node` ends all processes of the node that the process of *kind* is on, Ray's own first.
+    """
 
     how: str
     kind: str
@@ -79,6 +81,7 @@ class FaultyRun:
 
     out: Path
     settings: Sequence[str]
+    environment: dict[str, str] = field(default_factory=dict)
     witnesses: list[Witness] = field(default_factory=list)
     _process: subprocess.Popen[bytes] | None = None
     _events: list[Event] = field(default_factory=list)
@@ -89,14 +92,14 @@ class FaultyRun:
         return self.out.with_suffix(".log")
 
     def start(self, *flags: str) -> None:
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent / "inside"), os.getcwd()])}
+        inside = os.pathsep.join([str(Path(__file__).parent / "inside"), os.getcwd()])
         with self.log.open("a") as log:
             self._process = subprocess.Popen(
                 command("train", TINY, self.out, self.settings, *flags),
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                env=environment,
+                env=os.environ | {"PYTHONPATH": inside} | self.environment,
             )
 
     @property
@@ -187,10 +190,14 @@ class FaultyRun:
         assert self._process is not None
         return self._process.poll() is not None
 
+    def wait(self) -> int:
+        """With which status the run ends."""
+        assert self._process is not None
+        return self._process.wait(LONGEST_S)
+
     def finish(self) -> None:
         """Until the run has ended, and well."""
-        assert self._process is not None
-        assert self._process.wait(LONGEST_S) == 0, self.log.read_text()[-5000:]
+        assert self.wait() == 0, self.log.read_text()[-5000:]
 
     def end(self) -> None:
         """Whatever is left of it."""
@@ -230,6 +237,9 @@ class FaultyRun:
             order = Path(os.environ.get("TMPDIR", "/tmp")) / f"star-r1-break-{pid}"
             order.touch()
             return
+        if fault.how == "node":
+            end_node(process)
+            return
         process.send_signal({"kill": signal.SIGKILL, "stop": signal.SIGSTOP}[fault.how])
         if fault.how == "kill" and fault.kind != "driver":
             psutil.wait_procs([process], timeout=10)
@@ -250,6 +260,18 @@ class FaultyRun:
         assert self._process is not None
         code = self._process.poll()
         assert code is None, f"the run has ended with {code}: {self.log.read_text()[-5000:]}"
+
+
+def end_node(process: psutil.Process) -> None:
+    """The Ray node that a worker's *process* is on: its raylet, which is the parent, then whatever it has started."""
+    raylet = process.parent()
+    assert raylet is not None, process
+    assert raylet.name() == "raylet", raylet
+    family = [raylet, *raylet.children(recursive=True)]
+    for member in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
+    psutil.wait_procs(family, timeout=10)
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,12 +68,12 @@ def soak(run: FaultyRun, rng: random.Random, faults: int) -> None:
         # Every kind comes as often as the others, in an order that is drawn.
         how, kind = rng.choice(POSSIBLE) if number >= len(POSSIBLE) else POSSIBLE[number]
         stage = rng.choice(list(STAGES))
+        print(f"{number + 1:4} {how} {kind} at {stage}", end="", flush=True)
         witness = run.strike(Fault(how, kind, stage), version, rng.choice)
         run.await_recovery(witness)
         version = max(event.facts["version"] for event in run.events() if event.name == "served")
         print(
-            f"{number + 1:4} {witness.fault!s:40} {witness.worker:18} {witness.recovered_s:6.1f} s "
-            f"{witness.asked_again:3} asked again, version {version}",
+            f": {witness.worker}, {witness.recovered_s:.1f} s, {witness.asked_again} asked again, version {version}",
             flush=True,
         )
 

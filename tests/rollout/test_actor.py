@@ -141,6 +141,27 @@ async def test_no_older_version_is_received_and_the_same_again_is(tmp_path: Path
     assert worker.version == 4
 
 
+async def test_answers_and_a_version_that_is_loaded_are_work(
+    tmp_path: Path, make_prompt: Callable[[int], Prompt]
+) -> None:
+    """A worker that hangs in either is found by what it does not do."""
+    engine = GatedEngine()
+    worker = make_worker(engine, tmp_path)
+    assert not worker.has_work
+    sampling = asyncio.create_task(worker.sample(make_prompt(0), seed=0))
+    await asyncio.sleep(0)
+    assert worker.has_work
+    sampling.cancel()
+    await asyncio.gather(sampling, return_exceptions=True)
+    assert not worker.has_work
+    loading = asyncio.create_task(worker.receive(*weights(1)))
+    await engine.loading.wait()
+    assert worker.has_work
+    engine.gate.set()
+    await loading
+    assert not worker.has_work
+
+
 async def test_of_two_updates_at_once_the_older_is_refused(tmp_path: Path) -> None:
     engine = GatedEngine()
     worker = make_worker(engine, tmp_path)

@@ -44,6 +44,7 @@ class Looks:
 def test_one_more_while_the_learner_waits_and_the_next_after_a_pause():
     # Each time it has held for 30 s before the pause of 60 s, from the first look or the last change, is over.
     assert Looks().until(300, SHORT).changes == [(60, 3), (120, 4)]
+    assert Looks(now=995).until(1060, SHORT).changes == [(1060, 3)]
 
 
 def test_one_less_while_groups_wait_for_the_learner_and_the_next_after_a_longer_pause():
@@ -141,6 +142,9 @@ def test_a_target_that_somebody_else_has_set_is_a_change():
     looks = Looks().until(50, SHORT)
     looks.target = 3
     assert looks.until(200, SHORT).changes == [(115, 4)]  # they set it at 50, which is seen at 55
+    looks = Looks(3).until(50, SHORT, serving=2, starting=1)
+    looks.target = 2  # what starts is let go, and as many serve as before
+    assert looks.until(115, SHORT).changes == [(115, 3)]
 
 
 def test_where_a_long_step_stands_decides_nothing():
