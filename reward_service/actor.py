@@ -129,7 +129,7 @@ class RewardWorker:
         """Samples that have ended since the start, scored or not, and samples that it has now, at work or waiting."""
         return self._ended, self._given - self._ended
 
-    async def _score(self, reply: Reply) -> Score | ScoringFailure | WorkerSpent:
+    async def _score(self, reply: Reply) -> Score | ScoringFailure:
         self._given += 1
         try:
             if self._places.locked():
@@ -137,7 +137,7 @@ class RewardWorker:
             else:
                 await self._places.acquire()
             try:
-                return self._refusal() if self._spent is not None else await self._apply_rule(reply)
+                return await self._apply_rule(reply)
             finally:
                 self._places.release()
         finally:

@@ -1,5 +1,6 @@
 """How a run that failed ends: one message that says what failed, what was kept and what to do; all of it in a file."""
 
+import errno
 import shlex
 import traceback
 from datetime import datetime
@@ -12,6 +13,12 @@ from orchestrator.run.journal import JOURNAL
 from orchestrator.run.ledger import read_ledger
 
 SHOWN_LINES = 40
+REMEDIES = {
+    errno.ENOSPC: "the disk is full: make room there, and go on",
+    errno.EDQUOT: "your share of the disk is full: make room there, and go on",
+    errno.EROFS: "the file system is read-only there: have it mounted for writing, and go on",
+    errno.EACCES: "you may not write there: change the folder's owner or mode, and go on",
+}
 
 
 def explain(error: BaseException, kind: str, folder: Path, command: list[str]) -> str:
@@ -20,6 +27,8 @@ def explain(error: BaseException, kind: str, folder: Path, command: list[str]) -
     lines = str(root).strip().splitlines() or ["(it says nothing)"]
     cut = [*lines[:SHOWN_LINES], *(["..."] if len(lines) > SHOWN_LINES else [])]
     said = [f"{kind} failed: {type(root).__name__}: {cut[0]}", *cut[1:]]
+    if isinstance(root, OSError) and root.errno in REMEDIES:
+        said.append(REMEDIES[root.errno])
     if not (folder / "config.toml").exists():
         return "\n".join([*said, "nothing had begun; the traceback: the same command with --debug"])
     path = folder / f"failure-{datetime.now():%Y%m%d-%H%M%S}.txt"

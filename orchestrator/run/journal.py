@@ -16,12 +16,13 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import safetensors.numpy
 import xxhash
 from safetensors import safe_open
 
+from orchestrator.run.lines import Lines, patiently
 from records.packed import pack, unpack
 from records.samples import PolicyVersion, Prompt, ScoredGroup
 from records.task import Found
@@ -54,14 +55,13 @@ class Journal:
         events, self._whole = read_events(self._path)
         self._sums = {event.facts["step"]: event.facts["checksum"] for event in events if event.name == "taken"}
         self._trained = max((event.facts["step"] for event in events if event.name == "trained"), default=0)
-        self._file: BinaryIO | None = None
+        self._file: Lines | None = None
         self._early: list[Event] = []
 
     def began(self, version: PolicyVersion) -> None:
         """A driver goes on behind *version*: what was trained beyond it was not kept, and is made again."""
         self._groups.mkdir(exist_ok=True)
-        self._file = self._path.open("ab")
-        self._file.truncate(self._whole)
+        self._file = Lines(self._path, self._whole)
         self._trained = min(self._trained, version)
         self.write("began", version=version)
         for event in self._early:
@@ -81,8 +81,7 @@ class Journal:
 
     def _append(self, event: Event) -> None:
         assert self._file is not None
-        self._file.write(line_of(event))
-        self._file.flush()
+        self._file.append(line_of(event))
 
     def admitted(self, ticket: int, prompt_id: str) -> None:
         self.write("admitted", ticket=ticket, prompt=prompt_id)
@@ -101,16 +100,11 @@ class Journal:
         text, arrays = pack([_without_data(group) for group in groups])
         content = safetensors.numpy.save(arrays, metadata={_TEXT: text})
         path = self._groups / _file_of(step)
-        part = path.with_suffix(".part")
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
+        patiently(lambda: _write_whole(path, content), path)
         self._sums[step] = xxhash.xxh3_64_hexdigest(content)
         self.write("taken", step=step, groups=len(groups), checksum=self._sums[step])
         assert self._file is not None
-        os.fsync(self._file.fileno())
+        self._file.sync()
 
     def groups(self, step: PolicyVersion, prompt_at: Callable[[int], Prompt]) -> tuple[ScoredGroup, ...]:
         """Those kept for *step*, which is one of `kept`; *prompt_at* gives the prompt of a ticket.
@@ -182,6 +176,15 @@ def parse(line: bytes) -> Event | None:
         return None
     facts = json.loads(body + b"}")
     return Event(facts.pop("event"), facts)
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    part = path.with_suffix(".part")
+    with part.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
 
 
 def _file_of(step: PolicyVersion) -> str:

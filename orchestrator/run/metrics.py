@@ -10,11 +10,12 @@ import math
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
 from orchestrator.loop.loop import StepTimes, staleness
+from orchestrator.run.lines import Lines
 from records.samples import PolicyVersion, ScoredGroup, StepReport
 from reward_service.actor import ScoringLoad
 
@@ -113,11 +114,11 @@ class MetricsFile:
     """Appends rows to a JSON-lines file, each on disk before the next step begins."""
 
     def __init__(self, path: Path) -> None:
-        self._file: TextIO = path.open("a")
+        self._file = Lines(path)
 
     def write(self, row: dict[str, float]) -> None:
-        self._file.write(json.dumps({key: significant(value) for key, value in row.items()}) + "\n")
-        self._file.flush()
+        """Raises OSError, which names the file."""
+        self._file.append(json.dumps({key: significant(value) for key, value in row.items()}).encode() + b"\n")
 
     def close(self) -> None:
         self._file.close()

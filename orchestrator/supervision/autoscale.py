@@ -8,6 +8,7 @@ for the learner, so many that a fleet without one worker would do. What is not k
 
 Where a step stands at a look must decide nothing: a learner waits for all of one look and for none of the next. So the
 figures are means over about a step, or *hold_s* if that is longer; a fleet of another size is watched from the start.
+Nor does it say anything that a learner waits for its first groups, which no worker could have sampled yet.
 """
 
 from dataclasses import dataclass, field
@@ -32,6 +33,9 @@ nothing to do for a quarter of the time, one is not needed. The half is a margin
 ENOUGH = 0.6
 """Of about one step this much must have been watched before nothing in it says that the learner waits."""
 
+LEARNS_BELOW = 0.9
+"""A learner that waited for less than this share of the time since the last look has groups to learn from."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AutoscaleRules:
@@ -53,8 +57,7 @@ class Observation:
 
     The learner waited for groups for *learner_wait_share* of the time since the last look (0 to 1). *groups_ready* are
     complete and wait for it; it takes *groups_per_step* at a time. *engine_full*: requests queue in an engine. Of the
-    workers, *serving* serve and *starting* have been asked for and do not serve yet. The last step took *step_s*, from
-    one time that the learner was ready for groups to the next; 0 while there is none.
+    workers, *serving* serve and *starting* have been asked for and do not serve yet.
     """
 
     learner_wait_share: float | None
@@ -63,7 +66,6 @@ class Observation:
     engine_full: bool | None
     serving: int
     starting: int
-    step_s: float = 0.0
 
 
 class Decision(NamedTuple):
@@ -112,6 +114,9 @@ class Autoscaler:
     _shrank: bool = False
     _taken_back: int = 0
     _watch: _Watch | None = None
+    _ready: int = 0
+    _took: float | None = None
+    _step_s: float | None = None
 
     def look(self, seen: Observation, target: int, now: float) -> Decision:
         """How many shall serve, where *target* shall so far. A target that somebody else has set is a change, too."""
@@ -122,12 +127,23 @@ class Autoscaler:
         if allowed != target:
             return self._change(allowed, f"rollout.autoscale allows {self.min} to {self.max}", seen, now)
         wait_share, ready, full = seen.learner_wait_share, seen.groups_ready, seen.engine_full
-        same = self._watch is not None and (self._watch.target, self._watch.serving) == (target, seen.serving)
-        if self._watch is None or not same or wait_share is None or ready is None or full is None:
-            self._watch = _Watch(target=target, serving=seen.serving, looked=now)
-            return Decision(target)
-        self._watch.add(wait_share, ready / seen.groups_per_step, max(self.rules.hold_s, seen.step_s), now)
-        return self._decide(self._watch, seen, target, now)
+        if wait_share is None or ready is None or full is None:
+            return self._leave(target, seen, now)
+        self._time_step(wait_share, ready, now)
+        watch = self._watch
+        if watch is None or (watch.target, watch.serving) != (target, seen.serving) or self._step_s is None:
+            return self._leave(target, seen, now)
+        watch.add(wait_share, ready / seen.groups_per_step, max(self.rules.hold_s, self._step_s), now)
+        return self._decide(watch, seen, target, now)
+
+    def _time_step(self, wait_share: float, ready: int, now: float) -> None:
+        """Those that are ready become fewer only when the learner takes a step's; the first it can take unseen."""
+        first = self._step_s is None and wait_share < LEARNS_BELOW
+        if self._took is None:
+            self._took = now
+        elif ready < self._ready or first:
+            self._step_s, self._took = now - self._took, now
+        self._ready = ready
 
     def _decide(self, watch: _Watch, seen: Observation, target: int, now: float) -> Decision:
         rules, since_change = self.rules, now - self._changed
@@ -153,8 +169,12 @@ class Autoscaler:
 
     def _change(self, target: int, why: str, seen: Observation, now: float) -> Decision:
         self._changed = now
+        return self._leave(target, seen, now)._replace(why=why)
+
+    def _leave(self, target: int, seen: Observation, now: float) -> Decision:
+        """Watch from here on."""
         self._watch = _Watch(target=target, serving=seen.serving, looked=now)
-        return Decision(target, why)
+        return Decision(target)
 
 
 def _since(since: float | None, holds: bool, now: float) -> float | None:

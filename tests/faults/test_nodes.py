@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
 from ray.cluster_utils import Cluster
 
 from tests.faults.faulty_run import Fault, FaultyRun, Outcome, run_undisturbed
@@ -14,16 +15,23 @@ pytestmark = pytest.mark.slow
 PLAN = (Fault("node", "rollout", "sample"), Fault("node", "rollout", "load"), Fault("node", "learner", "load"))
 
 
+class Half:
+    """Takes a half of the head."""
+
+
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """The head has room for a reward worker alone, each of the three others for one learner rank or rollout worker."""
+    """The head has room for reward workers alone, each of the three others for one learner rank or rollout worker."""
     # A node that is killed is found dead by its silence.
     monkeypatch.setenv("RAY_health_check_period_ms", "500")
     monkeypatch.setenv("RAY_health_check_failure_threshold", "3")
-    it = Cluster(initialize_head=True, head_node_args={"num_cpus": 0.5})
+    it = Cluster(initialize_head=True, connect=True, head_node_args={"num_cpus": 1})
+    half = ray.remote(num_cpus=0.5)(Half).remote()
+    ray.get(half.__ray_ready__.remote())
     for _ in range(3):
         it.add_node(num_cpus=1)
     yield it
+    ray.shutdown()
     it.shutdown()
 
 

@@ -1,5 +1,6 @@
 """What is said where a run fails."""
 
+import errno
 import shlex
 from pathlib import Path
 
@@ -56,6 +57,13 @@ def test_what_a_worker_raised_is_said_and_not_what_ray_made_of_it(folder: Path):
     said = explain(error, "train", folder, ["train", "run.toml", "--out", "given"])
     assert said.startswith("train failed: NonFiniteStep: step 3: the loss is nan\nkept: ")
     assert "to go on: star-r1 train run.toml --out given --resume" in said
+
+
+def test_a_full_disk_is_said_with_the_file_and_the_remedy(folder: Path):
+    error = OSError(errno.ENOSPC, "No space left on device", "/shared/run/journal.jsonl")
+    first, remedy, *_ = explain(error, "train", folder, COMMAND).splitlines()
+    assert first == "train failed: OSError: [Errno 28] No space left on device: '/shared/run/journal.jsonl'"
+    assert remedy == "the disk is full: make room there, and go on"
 
 
 def test_of_a_run_that_had_not_begun_nothing_is_written(tmp_path: Path):
