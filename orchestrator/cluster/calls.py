@@ -1,7 +1,7 @@
 """Calls to Ray actors, each with a deadline: a hung worker raises nothing by itself, ever."""
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from typing import Any, TypeVar
 
 from ray.exceptions import ActorUnschedulableError, RayActorError, RayTaskError
@@ -29,6 +29,13 @@ def in_a_line(error: BaseException) -> str:
     """Its kind and the first line of what it says; of what a worker raised, without what Ray made of it."""
     cause = cause_of(error)
     return f"{type(cause).__name__}: {cause}".strip().split("\n")[0]
+
+
+def check_not_raised(results: Iterable[Any]) -> None:
+    """Raise the first error among *results* that is not that of a worker which is lost."""
+    for result in results:
+        if isinstance(result, BaseException) and not isinstance(result, LOST):
+            raise result
 
 
 async def within(timeout_s: float, what: str, call: Awaitable[T]) -> T:

@@ -142,13 +142,16 @@ class LearnerHand:
 
     async def _place(self) -> list[Place]:
         """Raises Unfit where there is no room and the run has not begun; later it waits for some."""
+        said = False
         while True:
             try:
                 return await place_learner(self.crew.config)
             except ConfigError as error:
                 if not self.crew.was_ready:
                     raise Unfit from error
-                self.crew.tell("waiting", worker=self.name, why=str(error))
+                if not said:
+                    self.crew.tell("waiting", worker=self.name, why=str(error))
+                    said = True
                 await asyncio.sleep(PLACED_WITHIN_S)
 
     async def _catch_up(self, ranks: LearnerRanks, version: PolicyVersion) -> None:

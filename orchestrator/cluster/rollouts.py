@@ -10,7 +10,7 @@ from typing import Any
 
 from ray.exceptions import ObjectLostError
 
-from orchestrator.cluster.calls import LOST, WorkerTimeout, each, in_a_line, within
+from orchestrator.cluster.calls import LOST, WorkerTimeout, check_not_raised, in_a_line, within
 from orchestrator.cluster.crew import ActorHand, Crew
 from orchestrator.cluster.pictures import detached, reference, store
 from orchestrator.cluster.placement import rollout_bundle
@@ -42,11 +42,13 @@ class RolloutCrew(Crew):
         self.scorers = scorers
         self.may_start = asyncio.Event()
         self.newest: Exported | None = None
+        self.pauses: list[float] = []
+        """Of the workers that have loaded it, in seconds."""
         self.came = asyncio.Event()
         """A version has come, perhaps the same again; a new one for each."""
 
     def publish(self, exported: Exported) -> None:
-        self.newest = exported
+        self.newest, self.pauses = exported, []
         self.came.set()
         self.came = asyncio.Event()
 
@@ -55,10 +57,6 @@ class RolloutHand(ActorHand):
     """One rollout worker."""
 
     crew: RolloutCrew
-
-    def __init__(self, name: str, crew: RolloutCrew) -> None:
-        super().__init__(name, crew)
-        self.pause_s = 0.0
 
     async def start(self, placed: Callable[[], None]) -> int:
         """Place it, and have it serve the model that the run began with."""
@@ -91,7 +89,7 @@ class RolloutHand(ActorHand):
             what = f"loading of version {exported.manifest.version} by {self.name}"
             try:
                 call = self.actor.receive.remote(exported.manifest, *exported.buckets)
-                self.pause_s = await within(timeout_s, what, call)
+                self.crew.pauses.append(await within(timeout_s, what, call))
                 return exported.manifest.version
             except ObjectLostError:
                 await another.wait()
@@ -134,7 +132,7 @@ class RayRollouts:
         async with self._updating:
             self.crew.publish(exported)  # at once with the next line: no worker knows the one without the other
             await self.supervisor.publish(exported.manifest.version)
-            return max(hand.pause_s for hand in self.supervisor.hands.values())
+            return max(self.crew.pauses)
 
     async def passed(self, ranks: LearnerRanks, version: PolicyVersion) -> None:
         """A learner that is made again comes by *version*. If the workers shall serve it, and what it is now differs
@@ -174,7 +172,8 @@ class RayRollouts:
         """End all workers, and what they hold in shared memory."""
         actors = self.workers
         await self.supervisor.end()
-        await each(actors, self._timeout_s, "stop of a rollout worker", "shutdown")
+        calls = [within(self._timeout_s, "stop of a rollout worker", actor.shutdown.remote()) for actor in actors]
+        check_not_raised(await asyncio.gather(*calls, return_exceptions=True))
 
     async def _ask(self, doing: str, method: str, stored: Prompt, *args: Any) -> Any:
         what = f"{doing} of {stored.id}"

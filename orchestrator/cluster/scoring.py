@@ -7,7 +7,7 @@ from typing import Any
 
 from ray.exceptions import RayActorError
 
-from orchestrator.cluster.calls import within
+from orchestrator.cluster.calls import check_not_raised, within
 from orchestrator.cluster.crew import ActorHand, Crew, supervise
 from orchestrator.cluster.on_node import OnNode
 from orchestrator.cluster.placement import reward_bundle
@@ -85,6 +85,7 @@ class RayScorers:
             within(self._timeout_s, f"load of {name}", actor.load.remote()) for name, actor in self._actors.items()
         ]
         found = await asyncio.gather(*calls, return_exceptions=True)
+        check_not_raised(found)
         return [load for load in found if isinstance(load, ScoringLoad)]  # who is lost is replaced, and has no load
 
     def for_asker(self) -> RayScorer:

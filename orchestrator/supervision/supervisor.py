@@ -330,7 +330,11 @@ class Supervisor(Generic[H]):
     async def _drain(self, name: str) -> None:
         known = self._known[name]
         await self.until(lambda: known.in_flight == 0)
-        await known.hand.drain()
+        try:
+            await known.hand.drain()
+        except Exception as error:
+            self.lost(name, self._cause(error))
+            return
         if self.fleet.workers[name].state is State.LEAVING:
             self._do(self.fleet.drained(name, self._clock()))
 

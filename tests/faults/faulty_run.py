@@ -179,6 +179,14 @@ class FaultyRun:
         said = self.log.read_text()[-3000:]
         raise AssertionError(f"{witness.fault} of {witness.worker} was not recovered from: {said}")
 
+    def await_event(self, witness: Witness, name: str) -> None:
+        """Until such an event stands in the journal behind the fault."""
+        deadline = time.monotonic() + LONGEST_S
+        while not any(event.name == name for event in self.events()[witness.lines :]):
+            self._check_alive()
+            assert time.monotonic() < deadline, f"{name} never came after {witness.fault}"
+            time.sleep(0.05)
+
     def _seen(self, witness: Witness, since: Sequence[Event]) -> int | None:
         """Where in the journal it stands that the fault was noticed."""
         name = "began" if witness.fault.kind == "driver" else "ended"

@@ -67,6 +67,12 @@ def replies(*texts: str) -> list[Reply]:
     return [Reply(sample_id=f"1/{at}", text=text, gold=GOLD) for at, text in enumerate(texts)]
 
 
+async def settle() -> None:
+    """Let every task go as far as it can."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
 @pytest.mark.parametrize("text", ["wait", "spin"])
 async def test_a_sample_that_takes_too_long_is_named_with_the_limit_and_where_it_was(text):
     worker = make_worker(rule_timeout_s=SHORT_S)
@@ -108,24 +114,26 @@ async def test_a_rule_that_itself_gives_up_is_a_failure_and_no_cause_to_replace_
 
 
 async def test_a_spent_worker_gives_back_at_once_what_has_not_ended_and_refuses_what_comes():
-    worker = make_worker(concurrent_samples=2, rule_timeout_s=(limit := 2.0))
+    worker = make_worker(concurrent_samples=2, rule_timeout_s=0.5)
     first = asyncio.create_task(worker.score(replies("wait")))
-    await asyncio.sleep(limit / 2)  # for as long the second would be within its limit when the first is late
+    await settle()
+    worker._rule_timeout_s = 60.0  # for what begins from here on
     second = asyncio.create_task(worker.score(replies("abc", "wait", "abc")))
     assert isinstance((await first)[0], ScoringFailure)
-    with pytest.raises(WorkerSpent, match=r"this reward worker scores no more: sample 1/0: the rule .* more than 2 s"):
+    with pytest.raises(WorkerSpent, match="this reward worker scores no more: sample 1/0: the rule"):
         await worker.score(replies("abc"))
     ended, at_work, waiting = await second
     assert isinstance(ended, Score)
     assert isinstance(at_work, WorkerSpent)
     assert isinstance(waiting, WorkerSpent)
+    await settle()
     assert await worker.progress() == (4, 0)
 
 
 async def test_a_call_of_which_nothing_has_ended_is_refused_as_a_whole():
     worker = make_worker(concurrent_samples=1, rule_timeout_s=SHORT_S)
     first = asyncio.create_task(worker.score(replies("wait")))
-    await asyncio.sleep(0)
+    await settle()
     with pytest.raises(WorkerSpent):
         await worker.score(replies("abc", "de"))  # there is no place for them
     assert isinstance((await first)[0], ScoringFailure)
@@ -173,8 +181,7 @@ async def test_progress_counts_what_has_ended_however_it_ended_and_what_is_there
     await worker.score(replies("abc", "give up"))
     assert await worker.progress() == (2, 0)
     call = asyncio.create_task(worker.score(replies("wait", "wait", "wait")))
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
+    await settle()
     assert await worker.progress() == (2, 3)  # two at work, one waits
     GATE.set()
     await call

@@ -52,7 +52,7 @@ class Looks:
 def test_one_more_while_the_learner_waits_and_the_next_after_a_pause():
     # Each time it has held for 30 s before the pause of 60 s, from the first look or the last change, is over.
     assert Looks().until(300, SHORT).changes == [(60, 3), (120, 4)]
-    assert Looks(now=995).until(1060, SHORT).changes == [(1060, 3)]
+    assert Looks(now=995, coming=0).until(1060, SHORT).changes == [(1060, 3)]
 
 
 def test_one_less_while_groups_wait_for_the_learner_and_the_next_after_a_longer_pause():
@@ -305,11 +305,11 @@ def test_longer_answers_let_it_grow_to_what_is_needed_and_stay(learn_s: int):
     # Three workers leave the learner waiting for 1 - 3/3.6 = 0.17 of the time, which is little; two for 0.44.
     world.demand = 3.6
     world.until(2 * HOUR)
-    assert world.target in (3, 4)
+    assert max(world.changes) in (3, 4)
     world.changes.clear()
     assert world.wait_share_until(5 * HOUR) < 0.3
-    assert set(world.changes) <= {3, 4}
-    assert len(world.changes) <= 6  # it tries whether three will do, less and less often
+    assert set(world.changes) <= {2, 3, 4}
+    assert len(world.changes) <= 8  # it tries whether one less will do, less and less often
 
 
 @pytest.mark.parametrize("learn_s", [5, 20, 60, 300])
@@ -331,8 +331,8 @@ def test_a_load_that_swings_changes_the_fleet_few_times_an_hour(learn_s: int, pe
     for period in range(6 * HOUR // period_s):
         world.demand = (2, 4)[period % 2]
         world.until((period + 1) * period_s)
-    assert 1 <= len(world.changes) <= 6 * 6
-    assert set(world.changes) <= {1, 2, 3, 4}
+    assert len(world.changes) <= 6 * 6
+    assert set(world.changes) <= {1, 2, 3, 4, 5}
 
 
 @pytest.mark.parametrize("lifetime_s", [60, 200, 1000])

@@ -260,6 +260,22 @@ def test_one_that_is_let_go_ends_what_it_has_and_is_not_replaced():
     run(world, test)
 
 
+def test_one_that_dies_while_it_leaves_is_not_missed():
+    world = World(2)
+    world.prepare = lambda hand: hand.errors.update(drain=RuntimeError("killed"))
+
+    async def test() -> None:
+        await world.until(lambda: len(world.supervisor.hands) == 2)
+        world.supervisor.resize(1)
+        await world.until(lambda: len(world.supervisor.state()) == 1)
+        world.now = 100.0
+        await asyncio.sleep(0.01)
+        assert len(world.hands) == 2
+        assert world.supervisor.failure is None
+
+    run(world, test)
+
+
 def test_one_that_starts_for_ever_is_killed_and_one_that_is_not_needed_any_more():
     world = World(2)
     world.prepare = lambda hand: hand.gates.update(start=asyncio.Event())
