@@ -100,8 +100,7 @@ def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     for package in ("records", "tasks", "tiny_policy", "rollout", "learner", "reward_service", "orchestrator"):
         logging.getLogger(package).setLevel(logging.INFO)
-    # Before Ray is imported, which would print a paragraph for each worker that dies; the supervisor says it in a line.
-    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed")
+    set_up_ray()
     try:
         status = app(arguments, prog_name="star-r1", standalone_mode=False)
     except TyperException as error:
@@ -114,6 +113,17 @@ def main(arguments: list[str] | None = None) -> None:
         end(1, str(error))
     if status:  # Ctrl-C, where a command does not answer it itself
         sys.exit(status)
+
+
+def set_up_ray() -> None:
+    """Before Ray is imported, which reads its settings then.
+
+    A Ray of the run's own listens on the loopback alone; Ray's setting for it is named after the systems on which it is
+    the default. And Ray would print a paragraph for each worker that dies, which the supervisor says in a line.
+    """
+    if not os.environ.get("RAY_ADDRESS"):
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed")
 
 
 def end(status: int, message: str) -> NoReturn:

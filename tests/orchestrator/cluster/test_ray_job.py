@@ -90,6 +90,14 @@ def test_a_submitted_job_trains_and_shows_its_metrics(head, tmp_path):
 
     assert all(-20 < float(value) < 20 for value in wait_for(rewards, 240, "star_r1_reward on the metrics port"))
     assert "ray_star_r1_staleness_max{" in read(metrics)
+    (name,) = set(re.findall(r"raysubmit_\w+", logs.read_text()))
+    asked = subprocess.run(
+        [BIN / "star-r1", "scale", name, "--scorers", "2", "--dry-run"],
+        env=env | {"RAY_ADDRESS": dashboard},
+        capture_output=True,
+        text=True,
+    )
+    assert "would change scorers: 1 -> 2" in asked.stdout, asked.stderr
     assert job.wait(240) == 0, logs.read_text()
     text = logs.read_text()
     assert "using the Ray cluster at" in text

@@ -8,6 +8,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 
 import orchestrator.cluster.start
@@ -17,6 +18,8 @@ from orchestrator.config import ConfigError, load_run_config
 TINY = Path("deploy/runs/tiny_cpu.toml")
 
 LOCAL_RUN = """
+from orchestrator.commands.cli import set_up_ray
+set_up_ray()
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -57,6 +60,10 @@ def test_nobody_without_its_token_runs_code_in_a_local_run(tmp_path):
     with run:
         worked, address, token = run.stdout.readline().split()
         assert worked == "worked"
+        assert address.startswith("127.0.0.1:")
+        pids = {run.pid, *(child.pid for child in psutil.Process(run.pid).children(recursive=True))}
+        heard = {it.laddr.ip for it in psutil.net_connections("tcp") if it.status == "LISTEN" and it.pid in pids}
+        assert heard <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 
         def attack(mode: dict[str, str]) -> subprocess.CompletedProcess[str]:
             command = [sys.executable, "-c", ATTACK, address]
