@@ -1,5 +1,6 @@
 """What the hands of all workers have in common: a place on the cluster, an actor there, and how it is ended."""
 
+import asyncio
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from orchestrator.cluster.calls import WorkerTimeout, in_a_line
 from orchestrator.cluster.on_node import Whereabouts, end_there, last_words
-from orchestrator.cluster.placement import Bundle, Place, give_back, home_apart, place_worker
+from orchestrator.cluster.placement import Bundle, Place, give_back, place_worker, reward_home
 from orchestrator.config import ConfigError, RunConfig, StartFailed
 from orchestrator.supervision.fleet import Fleet, Limits
 from orchestrator.supervision.supervisor import Hand, Supervisor, Unfit
@@ -32,10 +33,15 @@ class Tell(Protocol):
 
 
 class Crew:
-    """The workers of one kind: which of them have room, and whether any of them has ever been ready."""
+    """The workers of one kind: which of them have room, and whether any of them has ever been ready.
 
-    def __init__(self, config: RunConfig, folder: Path, tell: Tell) -> None:
+    While the learner has no place, which *learner_placed* says, none of the others takes one: without it they would all
+    wait for ever.
+    """
+
+    def __init__(self, config: RunConfig, folder: Path, tell: Tell, learner_placed: asyncio.Event) -> None:
         self.config = config
+        self.learner_placed = learner_placed
         self.folder = folder
         self.tell = tell
         self.nodes: dict[str, str] = {}
@@ -54,17 +60,22 @@ class Crew:
         Raises Unfit where there is no room, and none to wait for: the run has not begun, and nobody has any.
         """
 
-        def waits(lacks: str) -> bool:
-            if self.has_room or self.was_ready:
-                self.waits_for_room[name] = lacks
+        def may_wait(lacks: str) -> bool:
+            if not (self.has_room or self.was_ready):
+                return False
+            if name not in self.waits_for_room:
                 self.tell("waiting", worker=name, why=lacks)
-                return True
-            return False
+            self.waits_for_room[name] = lacks
+            return True
 
+        place = None
         try:
-            if apart:
-                self.homes[name] = home_apart(self.homes.values())
-            place = await place_worker(self.config, name, bundle, waits, self.homes.get(name))
+            while place is None:
+                await self.learner_placed.wait()
+                if apart:
+                    self.homes[name] = reward_home(self.config, self.homes.values())
+                goes_on, home = self.learner_placed.is_set, self.homes.get(name)
+                place = await place_worker(self.config, name, bundle, may_wait, goes_on, home)
         except ConfigError as error:
             raise Unfit from error
         finally:

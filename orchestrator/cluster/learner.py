@@ -99,6 +99,7 @@ class LearnerHand:
         """Place them, and bring them to the version that the run has."""
         crew, config = self.crew, self.crew.config
         self.places = await self._place()
+        crew.learner_placed.set()
         placed()
         actors = [
             place.actor(LearnerActor, concurrency_groups={WATCH: 1}).remote(
@@ -130,6 +131,7 @@ class LearnerHand:
         raise AssertionError("the learner does not leave")
 
     async def kill(self, keep_stacks: bool) -> None:
+        self.crew.learner_placed.clear()
         if keep_stacks and self.ranks is not None:
             await end_hung(self.name, self.ranks.places, self.crew.folder)
 

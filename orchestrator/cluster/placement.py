@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 REWARD_CPUS = 0.1
 PLACED_WITHIN_S = 5.0
 """A cluster that has the room gives it in less than one."""
+ASKED_EVERY_S = 1.0
 ENV = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "VLLM_NO_USAGE_STATS": "1"}
 # Spin-waiting OpenMP threads starve a second engine on the same cores; compiled samplers make the first request slow.
 CPU_ENV = {"OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
@@ -83,33 +84,49 @@ def reward_bundle() -> Bundle:
 
 
 async def place_worker(
-    config: RunConfig, name: str, bundle: Bundle, waits: Callable[[str], bool], home: str | None = None
-) -> Place:
+    config: RunConfig,
+    name: str,
+    bundle: Bundle,
+    may_wait: Callable[[str], bool],
+    goes_on: Callable[[], bool] = lambda: True,
+    home: str | None = None,
+) -> Place | None:
     """A place for the worker *name* on one node, on *home* if that has room.
 
-    Where the cluster has none now, *waits* is told what it lacks, and says whether to wait for it; if not, ConfigError.
+    Where the cluster has none now, *may_wait* is told what it lacks, and says whether to wait for it; if not,
+    ConfigError. None if the waiting no longer *goes_on*.
     """
     if home is not None and (places := await _reserve([bundle], "STRICT_PACK", home)):
         return places[0]
     if places := await _reserve([bundle], "STRICT_PACK"):
         return places[0]
     need = f"{name} needs {_said(bundle)}" + (" on one node" if "GPU" in bundle or bundle["CPU"] >= 1 else "")
-    if not waits(f"{need}, and the cluster has {_free()} free"):
+    if not may_wait(f"{need}, and the cluster has {_free()} free"):
         _refuse(config, need)
     group = placement_group([bundle], strategy="STRICT_PACK")
+    placed = False
     try:
-        while not await asyncio.to_thread(group.wait, PLACED_WITHIN_S):
-            pass
-    except BaseException:
-        remove_placement_group(group)
-        raise
-    return Place(group, 0)
+        while not placed and goes_on():
+            placed = await asyncio.to_thread(group.wait, ASKED_EVERY_S)
+    finally:
+        if not placed:
+            remove_placement_group(group)
+    return Place(group, 0) if placed else None
 
 
-def home_apart(others: Iterable[str]) -> str:
-    """The node with the fewest of *others*, whose nodes these are, and of those the one with most CPUs free."""
+def reward_home(config: RunConfig, others: Iterable[str]) -> str:
+    """The node for one more reward worker: with the fewest of the *others*, whose nodes these are, and most CPUs free.
+
+    Where workers take whole CPUs it does not break one, if it can.
+    """
     taken = Counter(others)
-    return min(_nodes(), key=lambda node: (taken[node.id], -node.free.get("CPU", 0.0), node.id)).id
+
+    def cost(node: _Node) -> tuple[bool, bool, int, float, str]:
+        free = node.free.get("CPU", 0.0)
+        breaks = config.device == "cpu" and free % 1 < REWARD_CPUS - 1e-6
+        return free < REWARD_CPUS, breaks, taken[node.id], -free, node.id
+
+    return min(_nodes(), key=cost).id
 
 
 def give_back(places: Sequence[Place]) -> None:

@@ -108,7 +108,12 @@ async def start_roles(
     model that the run began with. *tell* is told what happens to workers. Raises ConfigError if the cluster is too
     small for one of each kind, or no checkpoint is whole; StartFailed; FleetLost.
     """
-    common: dict[str, Any] = {"config": config, "folder": out, "tell": tell or _say}
+    common: dict[str, Any] = {
+        "config": config,
+        "folder": out,
+        "tell": tell or _say,
+        "learner_placed": asyncio.Event(),
+    }
     scorers = RayScorers(Crew(**common))
     learner_crew = LearnerCrew(make_job(config, out), history or Nothing(), **common)
     rollout_crew = RolloutCrew(scorers, **common)

@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from orchestrator.supervision.fleet import (
@@ -97,6 +98,7 @@ H = TypeVar("H", bound=Hand)
 class _Known(Generic[H]):
     """A worker, as it is looked after."""
 
+    name: str
     hand: H
     doing: set[asyncio.Task[None]]
     turn: asyncio.Lock
@@ -127,10 +129,10 @@ class Supervisor(Generic[H]):
         self._clock = clock
         self._cause = cause
         self._known: dict[str, _Known[H]] = {}
-        self._changed = asyncio.Condition()
+        self._serving: dict[str, _Known[H]] = {}
+        self._changed = asyncio.Event()
         self._failure: Exception | None = None
         self._watching: asyncio.Task[None] | None = None
-        self._stirring: set[asyncio.Task[None]] = set()
 
     def begin(self) -> None:
         """From now on there are workers, and they are watched."""
@@ -151,12 +153,12 @@ class Supervisor(Generic[H]):
     @property
     def hands(self) -> dict[str, H]:
         """Of the workers that serve, by name, those that serve longest first."""
-        return {worker.name: self._known[worker.name].hand for worker in self.fleet.of(State.SERVING)}
+        return {name: known.hand for name, known in self._serving.items()}
 
     @property
     def is_any_full(self) -> bool:
         """Whether work waits at a worker that serves, for it has as much as it can do at once."""
-        return any(self._known[worker.name].is_full for worker in self.fleet.of(State.SERVING))
+        return any(known.is_full for known in self._serving.values())
 
     def state(self) -> dict[str, str]:
         """Of every worker that is not gone, by name."""
@@ -174,11 +176,8 @@ class Supervisor(Generic[H]):
     async def until(self, holds: Callable[[], bool]) -> None:
         """Wait until *holds*. Raises what ended the fleet."""
 
-        def settled() -> bool:
-            return self._failure is not None or holds()
-
-        async with self._changed:
-            await self._changed.wait_for(settled)
+        while self._failure is None and not holds():
+            await self._changed.wait()
         if self._failure is not None:
             raise self._failure
 
@@ -188,12 +187,11 @@ class Supervisor(Generic[H]):
 
         Waits for one. Raises what ended the fleet.
         """
-        await self.until(lambda: bool(self.fleet.of(State.SERVING)))
-        name = min((worker.name for worker in self.fleet.of(State.SERVING)), key=lambda it: self._known[it].in_flight)
-        known = self._known[name]
+        await self.until(lambda: bool(self._serving))
+        known = min(self._serving.values(), key=_in_flight)
         known.in_flight += 1
         try:
-            yield name, known.hand
+            yield known.name, known.hand
         finally:
             known.in_flight -= 1
             self._stir()
@@ -242,7 +240,7 @@ class Supervisor(Generic[H]):
         for action in actions:
             match action:
                 case Start(name):
-                    self._known[name] = _Known(self._make(name), set(), asyncio.Lock())
+                    self._known[name] = _Known(name, self._make(name), set(), asyncio.Lock())
                     self._tell("starting", worker=name)
                     self._begin(name, self._start)
                 case Load(name, version):
@@ -256,6 +254,7 @@ class Supervisor(Generic[H]):
                     self._begin(name, self._free)
                 case EndRun(name, why):
                     self._begin(name, self._give_up, why)
+        self._serving = {worker.name: self._known[worker.name] for worker in self.fleet.of(State.SERVING)}
         self._stir()
 
     def _begin(self, name: str, work: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
@@ -281,14 +280,8 @@ class Supervisor(Generic[H]):
 
     def _stir(self) -> None:
         """Have those who wait for something look whether it is there."""
-
-        async def wake() -> None:
-            async with self._changed:
-                self._changed.notify_all()
-
-        task = asyncio.get_running_loop().create_task(wake())
-        self._stirring.add(task)
-        task.add_done_callback(self._stirring.discard)
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     async def _start(self, name: str) -> None:
         hand = self._known[name].hand
@@ -361,3 +354,6 @@ class Supervisor(Generic[H]):
 
     async def _give_up(self, name: str, why: str) -> None:
         self._fail(FleetLost(self.fleet.kind, f"{why}{self._known[name].last_words}"))
+
+
+_in_flight = attrgetter("in_flight")

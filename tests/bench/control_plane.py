@@ -19,20 +19,23 @@ import random
 import secrets
 import tempfile
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import psutil
 
-from orchestrator.cluster.calls import Pool
+from orchestrator.cluster.calls import within
 from orchestrator.loop.loop import Run, StepTimes, train
 from orchestrator.loop.window import Window
 from orchestrator.run.journal import Journal
 from orchestrator.run.metrics import step_row, terms_of
+from orchestrator.supervision.fleet import Fleet, Limits
+from orchestrator.supervision.supervisor import Pulse, Supervisor
 from records.order import PromptOrder
 from records.samples import (
     PolicyVersion,
@@ -74,7 +77,7 @@ def main() -> None:
 
 def measure(kind: str, workers: int, seconds: float) -> dict[str, float]:
     if kind == "loop":
-        return asyncio.run(run_for(FakeRollouts([FakeActor() for _ in range(workers)]), workers, seconds))
+        return asyncio.run(run_supervised([FakeActor() for _ in range(workers)], FakeRollouts, seconds))
     return measure_with_ray(workers, seconds)
 
 
@@ -91,11 +94,39 @@ def measure_with_ray(workers: int, seconds: float) -> dict[str, float]:
         process.cpu_affinity(range(os.cpu_count() or 1))
     actor = ray.remote(num_cpus=0, max_concurrency=100_000)(RayFakeActor).remote()
     ray.get(actor.use_cores.remote([core for core in range(os.cpu_count() or 1) if core not in cores[:1]]))
-    rollouts = RayRollouts([actor] * workers, RolloutConfig(timeout_s=600.0))
+    config = SimpleNamespace(rollout=RolloutConfig(timeout_s=600.0))
+    crew: Any = SimpleNamespace(config=config, tell=lambda event, **facts: None)
     try:
-        return asyncio.run(run_for(rollouts, workers, seconds))
+        return asyncio.run(run_supervised([actor] * workers, lambda it: RayRollouts(it, crew), seconds))
     finally:
         ray.shutdown()
+
+
+async def run_supervised(actors: list[Any], make: Callable[[Supervisor[Any]], Any], seconds: float) -> dict[str, float]:
+    """`run_for` on workers that the real supervisor watches, in the order of *actors*."""
+    left = iter(actors)
+    supervisor = Supervisor(
+        Fleet("rollout", len(actors), Limits()), lambda name: Hand(next(left)), lambda event, **facts: None
+    )
+    supervisor.begin()
+    await supervisor.until(lambda: len(supervisor.hands) == len(actors))
+    found = await run_for(make(supervisor), len(actors), seconds)
+    await supervisor.end()
+    return found
+
+
+class Hand:
+    """Of a worker that is always well."""
+
+    def __init__(self, actor: Any) -> None:
+        self.actor = actor
+
+    async def start(self, placed: Callable[[], None]) -> int:
+        placed()
+        return 0
+
+    async def look(self) -> Pulse:
+        return Pulse(0, has_work=False)
 
 
 def answers(version: int) -> tuple[tuple[Sample, ...], tuple[Score, ...]]:
@@ -134,13 +165,15 @@ class FakeActor:
 
 
 class FakeRollouts:
-    """`cluster.roles.RayRollouts` without Ray."""
+    """`cluster.rollouts.RayRollouts` without Ray."""
 
-    def __init__(self, actors: list[FakeActor]) -> None:
-        self._pool = Pool(actors)
+    def __init__(self, supervisor: Supervisor[Hand]) -> None:
+        self._supervisor = supervisor
 
     async def sample(self, prompt: Prompt, *, seed: int) -> ScoredGroup:
-        samples, scores = await self._pool.call(600.0, f"sampling of {prompt.id}", "sample_stored", prompt, seed)
+        async with self._supervisor.serving() as (_, hand):
+            call = hand.actor.sample_stored.remote(prompt, seed)
+            samples, scores = await within(600.0, f"sampling of {prompt.id}", call)
         return ScoredGroup(group=SampleGroup(prompt=prompt, samples=samples), scores=scores)
 
     async def answer(self, prompt: Prompt) -> Sample:

@@ -17,7 +17,6 @@ from ray.util import get_node_ip_address
 pytestmark = pytest.mark.slow
 HEAD = "ray.head.default"
 """As the provider calls it."""
-HEAD_ID = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"
 OPEN = {"RAY_AUTH_MODE": "disabled"}
 """Of a cluster on the loopback, for a minute."""
 
@@ -35,8 +34,7 @@ class FakeNodes:
             "provider": {
                 "type": "fake_multinode",
                 "disable_node_updaters": True,
-                "launch_multiple": True,
-                "head_node_id": HEAD_ID,
+                "use_node_id_as_ip": True,
             },
             "available_node_types": {HEAD: one | {"max_workers": 0}, "more": one | {"max_workers": more}},
             "head_node_type": HEAD,
@@ -68,9 +66,6 @@ class FakeNodes:
         fake = {
             "AUTOSCALER_UPDATE_INTERVAL_S": "1",
             "RAY_FAKE_CLUSTER": "1",
-            "RAY_enable_autoscaler_v2": "1",
-            "RAY_CLOUD_INSTANCE_ID": HEAD_ID,
-            "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID,
             **OPEN,
         }
         with (folder / "cluster.log").open("w") as log:

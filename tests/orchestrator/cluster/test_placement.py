@@ -47,7 +47,9 @@ def gpu_run(*settings: str) -> RunConfig:
 
 
 async def place_rollout_worker(config: RunConfig, index: int) -> Place:
-    return await place_worker(config, f"rollout-{index}", rollout_bundle(config), lambda lacks: False)
+    place = await place_worker(config, f"rollout-{index}", rollout_bundle(config), lambda lacks: False)
+    assert place is not None
+    return place
 
 
 def nodes_of(places: list[Place]) -> list[str]:
@@ -109,7 +111,9 @@ def test_a_worker_whose_gpus_are_free_but_not_on_one_node_is_refused_with_what_i
 
 def test_reward_workers_are_spread_over_the_nodes(cluster, tmp_path):
     async def place() -> list[Place]:
-        crew = Crew(gpu_run(), tmp_path, lambda event, **facts: None)
+        placed = asyncio.Event()
+        placed.set()
+        crew = Crew(gpu_run(), tmp_path, lambda event, **facts: None, placed)
         return await asyncio.gather(*(crew.place(f"reward-{it}", reward_bundle(), apart=True) for it in range(4)))
 
     assert sorted(Counter(nodes_of(asyncio.run(place()))).values()) == [2, 2]
