@@ -10,6 +10,9 @@ import math
 import os
 import secrets
 import socket
+import subprocess
+import sys
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from importlib.machinery import PathFinder
@@ -32,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 PACKAGES = ("records", "tasks", "rollout", "learner", "reward_service", "orchestrator")
 ADDRESS_TIMEOUT_S = 10.0
+REFUSED_WITHIN_S = 10.0
 
 
 @contextmanager
@@ -45,6 +49,8 @@ def connected(config: RunConfig) -> Iterator[None]:
         _check_address(address)
         ray.init(log_to_driver=False)
         logger.info("using the Ray cluster at %s", address)
+        asking = (ray.get_runtime_context().gcs_address,)
+        threading.Thread(target=_say_if_open, args=asking, daemon=True).start()  # a closed one takes seconds to say so
     else:
         if config.device == "cpu":
             _check_cores(config)
@@ -83,6 +89,30 @@ def _lock_out_others() -> None:
     """
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # it would advise how to open the door
+
+
+def _say_if_open(address: str) -> None:
+    """Whether the cluster asks for a token is seen by asking without one."""
+    if is_open(address):
+        logger.warning(
+            "the Ray cluster at %s asks for no token: whoever reaches its ports can run code there as you; start it "
+            "with RAY_AUTH_MODE=token (docs/security.md)",
+            address,
+        )
+
+
+def is_open(address: str) -> bool:
+    """Whether the Ray at *address* lets in who has no token."""
+    asks = f"from ray._raylet import GcsClient; GcsClient(address={address!r}).internal_kv_keys(b'', None)"
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+    env |= {"RAY_AUTH_MODE": "disabled"}
+    try:
+        asked = subprocess.run(
+            [sys.executable, "-c", asks], env=env, capture_output=True, timeout=REFUSED_WITHIN_S, check=False
+        )
+    except subprocess.TimeoutExpired:  # Ray tries again and again
+        return False
+    return asked.returncode == 0
 
 
 def _check_address(address: str) -> None:

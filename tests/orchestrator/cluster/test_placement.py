@@ -143,6 +143,35 @@ def test_a_worker_waits_for_room_where_it_may_and_says_what_it_lacks(cluster, mo
     assert lacks[0].startswith("rollout-1 needs 1 GPU on one node, and the cluster has 0 of 8 GPUs")
 
 
+def test_nobody_takes_room_while_the_learner_has_none(cluster, tmp_path, monkeypatch):
+    """Neither at once nor while it waits: what comes free is the learner's."""
+    monkeypatch.setattr(placement, "PLACED_WITHIN_S", 0.5)
+    monkeypatch.setattr(placement, "ASKED_EVERY_S", 0.1)
+    config = gpu_run()
+    occupying = placement_group([{"GPU": 8.0}, {"GPU": 8.0}], strategy="STRICT_SPREAD")
+    assert occupying.wait(10)
+
+    async def place() -> list[Place]:
+        learner_placed, waits = asyncio.Event(), asyncio.Event()
+        learner_placed.set()
+        crew = Crew(config, tmp_path, lambda event, **facts: waits.set(), learner_placed)
+        crew.was_ready = True
+        waiting = asyncio.create_task(crew.place("rollout-0", rollout_bundle(config), apart=False))
+        await waits.wait()
+        learner_placed.clear()
+        await asyncio.sleep(0.5)
+        remove_placement_group(occupying)
+        later = asyncio.create_task(crew.place("rollout-1", rollout_bundle(config), apart=False))
+        await asyncio.sleep(1.0)
+        assert not waiting.done()
+        assert not later.done()
+        assert ray.available_resources()["GPU"] == 16.0
+        learner_placed.set()
+        return await asyncio.gather(waiting, later)
+
+    assert len(asyncio.run(place())) == 2
+
+
 def test_an_actor_sees_its_gpus_and_has_the_node_s_share_of_threads(cluster, monkeypatch):
     monkeypatch.setenv("NCCL_SOCKET_IFNAME", "eth7")
 

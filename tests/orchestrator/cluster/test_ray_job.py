@@ -101,5 +101,6 @@ def test_a_submitted_job_trains_and_shows_its_metrics(head, tmp_path):
     assert job.wait(240) == 0, logs.read_text()
     text = logs.read_text()
     assert "using the Ray cluster at" in text
+    assert "asks for no token: whoever reaches its ports can run code there as you" in text
     assert "step   4/4" in text
     assert (tmp_path / "run" / "model" / "model.safetensors").exists()

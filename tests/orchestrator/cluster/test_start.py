@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 import orchestrator.cluster.start
-from orchestrator.cluster.start import connected
+from orchestrator.cluster.start import connected, is_open
 from orchestrator.config import ConfigError, load_run_config
 
 TINY = Path("deploy/runs/tiny_cpu.toml")
@@ -25,7 +25,6 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import ray
-from orchestrator.cluster.start import connected
 from orchestrator.config import load_run_config
 
 @ray.remote
@@ -70,6 +69,7 @@ def test_nobody_without_its_token_runs_code_in_a_local_run(tmp_path):
             stranger = env | {"HOME": str(tmp_path)} | mode
             return subprocess.run(command, env=stranger, capture_output=True, text=True, timeout=120)
 
+        assert not is_open(address)
         by_token = {"RAY_AUTH_MODE": "token"}
         modes = [{}, {"RAY_AUTH_MODE": "disabled"}, by_token | {"RAY_AUTH_TOKEN": "0" * 64}]
         with ThreadPoolExecutor(4) as at_once:  # each waits for most of its time
