@@ -93,7 +93,7 @@ def test_nodes_leave_and_join_and_the_run_comes_out_the_same(cluster: Cluster, r
 
 
 def suffer_and_join(run: FaultyRun, fault: Fault, cluster: Cluster) -> None:
-    """A rollout worker finds the third node free. Of the learner it is known that it waits before another node comes."""
+    """A rollout worker finds the third node free; the learner is known to wait before another node comes."""
     version = max((event.facts["version"] for event in run.events() if event.name == "served"), default=1)
     witness = run.strike(fault, after=version)
     if fault.kind == "learner":

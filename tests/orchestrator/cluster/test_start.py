@@ -25,6 +25,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import ray
+from orchestrator.cluster.start import connected
 from orchestrator.config import load_run_config
 
 @ray.remote
