@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -24,7 +25,13 @@ def main(address: str, folder: Path) -> None:
     placement.PLACED_WITHIN_S = 1.0
     config = load_run_config(Path("deploy/runs/tiny_cpu.toml"), ["rollout.workers=3"])
     told: list[str] = []
-    crew = Crew(config, folder, lambda event, **facts: told.append(f"{event} {facts['worker']}"))
+
+    def tell(event: str, **facts: Any) -> None:
+        told.append(f"{event} {facts['worker']}")
+
+    learner_placed = asyncio.Event()
+    learner_placed.set()
+    crew = Crew(config, folder, tell, learner_placed)
 
     async def place_all() -> list[placement.Place]:
         first = await crew.place("rollout-0", rollout_bundle(config), apart=False)

@@ -35,6 +35,7 @@ class FakeNodes:
                 "type": "fake_multinode",
                 "disable_node_updaters": True,
                 "use_node_id_as_ip": True,
+                "launch_multiple": True,
             },
             "available_node_types": {HEAD: one | {"max_workers": 0}, "more": one | {"max_workers": more}},
             "head_node_type": HEAD,
