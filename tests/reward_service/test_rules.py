@@ -46,7 +46,8 @@ def parts(text: str, true: Gold = TRUE, rule: str = "star", **switches) -> dict[
 
 
 def make_worker(rule: str = "star", concurrent_samples: int = 16) -> RewardWorker:
-    return RewardWorker("tvr", rule, StarOptions(), concurrent_samples)
+    """With room for this process, whatever other tests have left in it."""
+    return RewardWorker("tvr", rule, StarOptions(), concurrent_samples, memory_mib=2**20)
 
 
 def terms(form=0.0, value=0.0, attribute=0.0, object=0.0, miss=0.0, inaction=0.0) -> dict[str, float]:
