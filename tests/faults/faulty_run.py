@@ -312,3 +312,12 @@ def _serving(events: Sequence[Event], kind: str) -> Event | None:
     """When a worker of *kind* served next."""
     found = (event for event in events if event.name == "serving" and event.facts["worker"].startswith(kind))
     return next(found, None)
+
+
+def check_comes_out_the_same(run: FaultyRun, undisturbed: Outcome, faults: tuple[Fault, ...]) -> None:
+    run.finish()
+    assert [witness.fault for witness in run.witnesses] == list(faults)
+    outcome = Outcome.of(run.out)
+    assert outcome.prompts == undisturbed.prompts
+    assert outcome.rows == undisturbed.rows
+    assert outcome.parameters == undisturbed.parameters
