@@ -236,7 +236,9 @@ class FakePublisher:
 async def run_for(rollouts: Any, workers: int, seconds: float) -> dict[str, float]:
     """As many steps as fit into *seconds*, but for the first; the last may end later. The journal is written."""
     with tempfile.TemporaryDirectory() as folder:
-        return await run_with(rollouts, Journal(Path(folder)), workers, seconds)
+        journal = Journal(Path(folder))
+        journal.began(PolicyVersion(0))
+        return await run_with(rollouts, journal, workers, seconds)
 
 
 async def run_with(rollouts: Any, journal: Journal, workers: int, seconds: float) -> dict[str, float]:

@@ -34,7 +34,7 @@ from orchestrator.loop.loop import Run, StepTimes, train
 from orchestrator.loop.window import Ticket, Window
 from orchestrator.run.journal import Journal
 from records.order import PromptOrder
-from records.samples import Prompt, Sample, ScoredGroup, StepReport
+from records.samples import PolicyVersion, Prompt, Sample, ScoredGroup, StepReport
 from reward_service.load import Busy
 from tasks.tvr.data.dataset import load
 from tasks.tvr.data.rendered import ensure
@@ -137,13 +137,15 @@ async def measure(config: RunConfig, out: Path) -> dict[str, Any]:
         )
         window.straggled_s = 0.0
 
+    journal = Journal(out)
+    journal.began(PolicyVersion(0))
     run = Run(
         rollouts=rollouts,
         learner=learner,
         publisher=make_publisher(learner, ray_rollouts, config.rollout),
         prompts=PromptOrder(load(data, "train"), config.seed),
         window=window,
-        journal=Journal(Path(out)),
+        journal=journal,
         steps=config.loop.steps,
         groups_per_step=size,
         max_staleness=config.loop.max_staleness,
