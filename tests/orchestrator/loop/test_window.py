@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from types import SimpleNamespace
 
 import pytest
 
@@ -140,3 +141,23 @@ async def test_a_run_that_goes_on_has_its_whole_capacity():
 @pytest.mark.parametrize("done", [4, 6])
 async def test_a_run_that_is_done_admits_nothing(done):
     assert await Window(groups_per_step=2, max_staleness=1, total_groups=4, done=done).admit() is None
+
+
+async def test_the_time_in_which_the_learner_waits_is_told_once(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr("reward_service.load.time", SimpleNamespace(monotonic=lambda: now))
+    window = Window(groups_per_step=1, max_staleness=1, total_groups=2)
+    now = 5.0
+    assert window.take_wait_s() == 0.0
+    taking = asyncio.create_task(window.take(1))
+    await asyncio.sleep(0)
+    now = 8.0
+    assert window.take_wait_s() == 3.0
+    now = 9.0
+    await window.deliver(await window.admit(), group())
+    assert window.num_ready == 1
+    await taking
+    assert window.num_ready == 0
+    now = 20.0
+    assert window.take_wait_s() == 1.0
+    assert window.take_wait_s() == 0.0
