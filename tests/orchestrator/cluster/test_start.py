@@ -68,7 +68,8 @@ def test_nobody_without_its_token_runs_code_in_a_local_run(tmp_path):
         def attack(mode: dict[str, str]) -> subprocess.CompletedProcess[str]:
             command = [sys.executable, "-c", ATTACK, address]
             # Or Ray would look for it at this machine's outer address, where nobody listens.
-            stranger = env | {"HOME": str(tmp_path), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"} | mode
+            tries = {"RAY_gcs_server_port_wait_time_s": "3"}
+            stranger = env | {"HOME": str(tmp_path), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"} | tries | mode
             return subprocess.run(command, env=stranger, capture_output=True, text=True, timeout=120)
 
         assert not is_open(address)
