@@ -45,7 +45,7 @@ test-gpu:  ## What only a GPU can show, in ten minutes; an error where there is 
 mutants: $(STAMP)  ## Break the learner and the loop in hundreds of ways: does a test notice? (ARGS=FILE; half an hour)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutants $(ARGS)
 
-soak: $(STAMP)  ## Kill, stop and break workers a hundred times in a run, and nodes in another: is anything lost? (ARGS="--seed 2"; an hour)
+soak: $(STAMP)  ## Kill, stop and break workers a hundred times, and nodes: is anything lost? (ARGS="--seed 2"; an hour)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q tests/faults/nodes.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.soak $(ARGS)
 

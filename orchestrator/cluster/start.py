@@ -40,7 +40,7 @@ REFUSED_WITHIN_S = 10.0
 
 @contextmanager
 def connected(config: RunConfig) -> Iterator[None]:
-    """A cluster for the run: the one of RAY_ADDRESS, or a local one with a logical CPU for every worker.
+    """A cluster for the run: the one of RAY_ADDRESS, or a local one with room for its workers and more.
 
     Raises ConfigError if there is no cluster at RAY_ADDRESS, or if workers would not run the code that runs here.
     """
@@ -82,7 +82,7 @@ def _check_same_code() -> None:
 
 
 def _lock_out_others() -> None:
-    """Ray's ports listen on every interface, and who can talk to them can run code: nobody can without this token.
+    """Who can talk to Ray's ports, though only from this machine, can run code: nobody can without this token.
 
     Ray asks for one in a new cluster, unless the user has set RAY_AUTH_MODE. It goes to the workers with the
     environment and to nobody else; without it here, Ray would use one that lies in the user's home.

@@ -79,7 +79,7 @@ def measure(run: FaultyRun, every_s: float, faults: int) -> dict:
         run.await_recovery(witness)
         recover_s[fault.kind] = round(witness.recovered_s, 1)
         steady(run)
-    begun, version = time.time(), served(run)
+    begun, version = time.time(), run.served()
     for number in range(faults):
         witness = run.strike(KILLS[number % len(KILLS)], after=0)
         marks.append((witness.at, f"{witness.fault.kind} killed"))
@@ -95,7 +95,7 @@ def measure(run: FaultyRun, every_s: float, faults: int) -> dict:
         "leave_s": round(gone.facts["at"] - left, 1),
         "worst_step_ratio": round(max(leaving, default=0.0) / median, 2),
         "recover_s": recover_s,
-        "goodput": round((served(run) - version) * median / lost_s, 2),
+        "goodput": round((run.served() - version) * median / lost_s, 2),
         "median_step_s": round(median, 2),
         "faults": faults,
         "marks": marks,
@@ -104,14 +104,10 @@ def measure(run: FaultyRun, every_s: float, faults: int) -> dict:
 
 def steady(run: FaultyRun) -> None:
     """So many steps pass."""
-    wanted = served(run) + STEADY_STEPS
-    while served(run) < wanted:
+    wanted = run.served() + STEADY_STEPS
+    while run.served() < wanted:
         time.sleep(0.1)
         assert not run.is_over(), run.log.read_text()[-3000:]
-
-
-def served(run: FaultyRun) -> int:
-    return max((event.facts["version"] for event in run.events() if event.name == "served"), default=0)
 
 
 def until(run: FaultyRun, lines: int, name: str, kind: str) -> Event:

@@ -198,6 +198,10 @@ class FaultyRun:
         assert self._process is not None
         return self._process.poll() is not None
 
+    def served(self) -> int:
+        """The newest version that the rollout workers have served; 0 at first."""
+        return max((event.facts["version"] for event in self.events() if event.name == "served"), default=0)
+
     def wait(self) -> int:
         """With which status the run ends."""
         assert self._process is not None
@@ -312,12 +316,3 @@ def _serving(events: Sequence[Event], kind: str) -> Event | None:
     """When a worker of *kind* served next."""
     found = (event for event in events if event.name == "serving" and event.facts["worker"].startswith(kind))
     return next(found, None)
-
-
-def check_comes_out_the_same(run: FaultyRun, undisturbed: Outcome, faults: tuple[Fault, ...]) -> None:
-    run.finish()
-    assert [witness.fault for witness in run.witnesses] == list(faults)
-    outcome = Outcome.of(run.out)
-    assert outcome.prompts == undisturbed.prompts
-    assert outcome.rows == undisturbed.rows
-    assert outcome.parameters == undisturbed.parameters

@@ -9,7 +9,8 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from tests.faults.faulty_run import Fault, FaultyRun, Outcome, check_comes_out_the_same
+from tests.faults.faulty_run import Fault, FaultyRun, Outcome
+from tests.faults.test_faults import check_comes_out_the_same
 
 NODES = (Fault("node", "rollout", "sample"), Fault("node", "learner", "load"))
 
@@ -44,8 +45,7 @@ def test_nodes_leave_and_join_and_the_run_comes_out_the_same(cluster: Cluster, r
 
 def suffer_and_join(run: FaultyRun, fault: Fault, cluster: Cluster) -> None:
     """A rollout worker finds the third node free; the learner is known to wait before another node comes."""
-    version = max((event.facts["version"] for event in run.events() if event.name == "served"), default=1)
-    witness = run.strike(fault, after=version)
+    witness = run.strike(fault, after=max(1, run.served()))
     if fault.kind == "learner":
         run.await_event(witness, "waiting")
         cluster.add_node(num_cpus=1)

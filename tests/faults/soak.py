@@ -71,7 +71,7 @@ def soak(run: FaultyRun, rng: random.Random, faults: int) -> None:
         print(f"{number + 1:4} {how} {kind} at {stage}", end="", flush=True)
         witness = run.strike(Fault(how, kind, stage), version, rng.choice)
         run.await_recovery(witness)
-        version = max(event.facts["version"] for event in run.events() if event.name == "served")
+        version = run.served()
         print(
             f": {witness.worker}, {witness.recovered_s:.1f} s, {witness.asked_again} asked again, version {version}",
             flush=True,

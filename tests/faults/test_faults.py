@@ -5,7 +5,7 @@
 
 import pytest
 
-from tests.faults.faulty_run import Fault, FaultyRun, Outcome, check_comes_out_the_same
+from tests.faults.faulty_run import Fault, FaultyRun, Outcome
 
 pytestmark = pytest.mark.slow
 
@@ -20,9 +20,17 @@ WORKERS = (
 
 
 def suffer(run: FaultyRun, fault: Fault) -> None:
-    version = max((event.facts["version"] for event in run.events() if event.name == "served"), default=1)
-    witness = run.strike(fault, after=version)
+    witness = run.strike(fault, after=max(1, run.served()))
     run.await_recovery(witness)
+
+
+def check_comes_out_the_same(run: FaultyRun, undisturbed: Outcome, faults: tuple[Fault, ...]) -> None:
+    run.finish()
+    assert [witness.fault for witness in run.witnesses] == list(faults)
+    outcome = Outcome.of(run.out)
+    assert outcome.prompts == undisturbed.prompts
+    assert outcome.rows == undisturbed.rows
+    assert outcome.parameters == undisturbed.parameters
 
 
 def test_whatever_worker_is_lost_the_run_comes_out_the_same(run: FaultyRun, undisturbed: Outcome):

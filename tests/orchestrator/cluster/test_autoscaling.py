@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 HEAD = "ray.head.default"
 """As the provider calls it."""
 OPEN = {"RAY_AUTH_MODE": "disabled"}
-"""Of a cluster on the loopback, for a minute."""
+"""Of this cluster, for a minute: with a token its fake nodes did not come and go as asked."""
 
 
 class FakeNodes:
