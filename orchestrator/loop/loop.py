@@ -2,8 +2,8 @@
 
 `keep_sampling` asks for groups as fast as the window admits them; `keep_learning` takes them in order, learns and
 publishes. While the rollout workers take over a version, the learner makes its next step, if the groups for it are
-there; slots are released only once the version is served. `checkpoint_when_asked` comes between two steps. With `max_staleness = 0` the same code is plain, synchronous
-GRPO. The first task that fails ends the run.
+there; slots are released only once the version is served. With `max_staleness = 0` the same code is plain, synchronous
+GRPO. `checkpoint_when_asked` comes between two steps. The first task that fails ends the run.
 """
 
 import asyncio

@@ -107,8 +107,7 @@ class RunDirectory:
 
     def oldest_checkpoint(self) -> PolicyVersion | None:
         """The version of the oldest one that is there and finished; None without any."""
-        found = [path.name.removeprefix("step-") for path in (self.path / CHECKPOINTS).glob("step-*")]
-        return PolicyVersion(min(map(int, whole))) if (whole := [name for name in found if name.isdigit()]) else None
+        return min(finished_checkpoints(self.path), default=None)
 
     def check_not_lost(self) -> None:
         """Raise ConfigError if the run would begin anew and replace what it made."""
@@ -173,6 +172,12 @@ class RunDirectory:
     def _replies(self, name: str) -> Path:
         """The file that `star-r1 score --replies` reads."""
         return self.path / "replies" / f"{name.replace(' ', '-')}.jsonl"
+
+
+def finished_checkpoints(folder: Path) -> list[PolicyVersion]:
+    """The versions of those in the run directory *folder*."""
+    found = [path.name.removeprefix("step-") for path in (folder / CHECKPOINTS).glob("step-*")]
+    return sorted(PolicyVersion(int(name)) for name in found if name.isdigit())
 
 
 @contextmanager

@@ -27,6 +27,18 @@ def lock(path: Path, wait_s: float) -> TextIO:
             time.sleep(ASK_EVERY_S)
 
 
+def is_locked(path: Path) -> bool:
+    """Whether another process has locked the file at *path*; it is not made if it is missing."""
+    if not path.exists():
+        return False
+    with path.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 def write_whole(path: Path, text: str) -> None:
     """Replace the file at once."""
     part = path.with_name(path.name + ".part")
