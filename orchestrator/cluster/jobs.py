@@ -7,6 +7,7 @@ that must be kept alive, and no right beyond that to submit. Its log and its exi
 
 import asyncio
 import json
+import logging
 import os
 import re
 import secrets
@@ -28,6 +29,8 @@ RELEASE, NAME = "star_r1_release", "job_name"
 ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 SET_BY_RAY = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 ASK_EVERY_S = 0.3
+CHATTY = ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging")
+"""Of Ray's modules, those that tell a user of their own doings."""
 _SAID_BY_RAY = re.compile(r"^(\S+ \S+\tINFO job_manager\.py:\d+ -- .*|Running entrypoint for job .*)\n", re.MULTILINE)
 _TRAINS = re.compile(r"(star-r1|orchestrator\.commands\.cli) (train|sft)\b")
 
@@ -64,6 +67,8 @@ class Cluster:
 
     def __init__(self, address: str) -> None:
         self.address = address
+        for chatty in CHATTY:
+            logging.getLogger(f"ray.{chatty}").setLevel(logging.WARNING)
         with self._asked(), _alone():
             self._client = JobSubmissionClient(address)
 

@@ -58,12 +58,6 @@ for panel, name, command, lines in (
     ),
     (FIRST_DAY, "sft", train.sft, ["star-r1 sft deploy/runs/tiny_sft.toml --set loop.steps=20"]),
     (
-        LATER,
-        "study",
-        study.study,
-        ["star-r1 study deploy/runs/study.toml --at-once 2", "star-r1 study deploy/runs/study.toml --page"],
-    ),
-    (
         RUNNING,
         "submit",
         submit.submit,
@@ -83,6 +77,12 @@ for panel, name, command, lines in (
     (RUNNING, "resume", manage.resume, ["star-r1 resume output/run"]),
     (RUNNING, "checkpoint", manage.checkpoint, ["star-r1 checkpoint output/run"]),
     (RUNNING, "stop", manage.stop, ["star-r1 stop output/run"]),
+    (
+        LATER,
+        "study",
+        study.study,
+        ["star-r1 study deploy/runs/study.toml --at-once 2", "star-r1 study deploy/runs/study.toml --page"],
+    ),
     (LATER, "ledger", manage.ledger, ["star-r1 ledger output/run"]),
     (LATER, "replay", train.replay, ["star-r1 replay output/run/refused/step-000012"]),
     (LATER, "pretrain", policy.pretrain, ["star-r1 pretrain deploy/runs/tiny_pretrain.toml"]),

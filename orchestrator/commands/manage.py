@@ -39,9 +39,16 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
     """Say in five lines how a run stands, whether it goes on or has ended."""
-    from orchestrator.run.standing import look
+    from orchestrator.run.find import find_run
+    from orchestrator.run.standing import look, without_folder
 
-    found = look(_seen(run, address, "status", *(["--json"] if as_json else [])))
+    run_found = find_run(run, address)
+    if isinstance(run_found, Path):
+        found = look(run_found)
+    elif run_found.folder is None:
+        found = without_folder(run_found.job.id, run_found.job.is_over, run_found.job.message)
+    else:
+        raise typer.Exit(run_found.do(["status", *(["--json"] if as_json else [])], _print))
     if as_json:
         print(json.dumps(asdict(found)))  # noqa: T201
         return
@@ -130,7 +137,7 @@ def resume(run: Run = None, address: Address = None) -> None:
 def checkpoint(run: Run = None, address: Address = None) -> None:
     """Have a run keep its newest version, after the step in hand, and wait until it is on the disk."""
     from orchestrator.run.control import Wanted
-    from orchestrator.run.directory import finished_checkpoints
+    from orchestrator.run.folders import finished_checkpoints
     from orchestrator.run.standing import look
 
     folder = _seen(run, address, "checkpoint")
@@ -163,7 +170,12 @@ def _seen(run: str | None, address: str | None, *words: str) -> Path:
     found = find_run(run, address)
     if isinstance(found, Path):
         return found
-    raise typer.Exit(found.do(list(words), lambda text: print(text, end="", flush=True)))  # noqa: T201
+    raise typer.Exit(found.do(list(words), _print))
+
+
+def _print(text: str) -> None:
+    """As it is: it was laid out elsewhere."""
+    print(text, end="", flush=True)  # noqa: T201
 
 
 def _running(folder: Path) -> "Status":

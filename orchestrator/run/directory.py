@@ -17,11 +17,11 @@ from typing import Any, Literal, TypeVar
 import tomli_w
 from pydantic import BaseModel
 
-from learner.actor import CHECKPOINTS
 from learner.checkpoint import Checkpoint, Torn, find_newest
+from learner.config import CHECKPOINTS
 from orchestrator.config import ConfigError, RunConfig
 from orchestrator.run.evaluate import Evaluation
-from orchestrator.run.folders import lock, write_whole
+from orchestrator.run.folders import finished_checkpoints, lock, write_whole
 from orchestrator.run.metrics import read_rows, write_rows
 from records.samples import PolicyVersion
 from records.task import DataSet, load_task
@@ -172,12 +172,6 @@ class RunDirectory:
     def _replies(self, name: str) -> Path:
         """The file that `star-r1 score --replies` reads."""
         return self.path / "replies" / f"{name.replace(' ', '-')}.jsonl"
-
-
-def finished_checkpoints(folder: Path) -> list[PolicyVersion]:
-    """The versions of those in the run directory *folder*."""
-    found = [path.name.removeprefix("step-") for path in (folder / CHECKPOINTS).glob("step-*")]
-    return sorted(PolicyVersion(int(name)) for name in found if name.isdigit())
 
 
 @contextmanager

@@ -6,6 +6,9 @@ import time
 from pathlib import Path
 from typing import TextIO
 
+from learner.config import CHECKPOINTS
+from records.samples import PolicyVersion
+
 ASK_EVERY_S = 0.2
 
 
@@ -37,6 +40,12 @@ def is_locked(path: Path) -> bool:
         except BlockingIOError:
             return True
     return False
+
+
+def finished_checkpoints(folder: Path) -> list[PolicyVersion]:
+    """The versions of those in the run directory *folder*."""
+    found = [path.name.removeprefix("step-") for path in (folder / CHECKPOINTS).glob("step-*")]
+    return sorted(PolicyVersion(int(name)) for name in found if name.isdigit())
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -110,6 +110,12 @@ def look(folder: Path) -> Standing:
     )
 
 
+def without_folder(job: str, is_over: bool, message: str) -> Standing:
+    """Of a job that has not said where its run directory is."""
+    why = (message.splitlines() or ["it says nothing"])[0]
+    return Standing(folder="not made", state="failed" if is_over else "starting", why=why, job=job)
+
+
 def _state(status: Status | None, lives: bool) -> tuple[str, str]:
     if status is None or status.state in OVER:
         if lives:
