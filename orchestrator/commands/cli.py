@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 from typer.exceptions import TyperException
 
-from orchestrator.commands import data, manage, policy, score, study, submit, train
+from orchestrator.commands import data, doctor, manage, policy, score, study, submit, train
 from orchestrator.commands.arguments import Command, Group, example
 from orchestrator.config import ConfigError, RunFailed, StartFailed
 
@@ -77,6 +77,7 @@ for panel, name, command, lines in (
     (RUNNING, "resume", manage.resume, ["star-r1 resume output/run"]),
     (RUNNING, "checkpoint", manage.checkpoint, ["star-r1 checkpoint output/run"]),
     (RUNNING, "stop", manage.stop, ["star-r1 stop output/run"]),
+    (RUNNING, "doctor", doctor.doctor, ["star-r1 doctor output/run", "star-r1 doctor --address http://HEAD:8265"]),
     (
         LATER,
         "study",
