@@ -116,12 +116,14 @@ def test_what_is_done_there_is_the_command_itself(head: FakeHead, monkeypatch: p
 
 def test_who_stops_waiting_stops_it_there(head: FakeHead, monkeypatch: pytest.MonkeyPatch):
     head.add("tiny-1")
+    logs = head.get_job_logs
 
-    async def interrupted(name: str) -> AsyncIterator[str]:
-        raise KeyboardInterrupt
-        yield ""
+    def interrupted(name: str) -> str:
+        if name != "tiny-1":
+            raise KeyboardInterrupt
+        return logs(name)
 
-    monkeypatch.setattr(head, "tail_job_logs", interrupted)
+    monkeypatch.setattr(head, "get_job_logs", interrupted)
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         main(["checkpoint", "tiny-1", "--address", URL])
     assert [name.startswith("checkpoint-tiny-1-") for name in head.stopped] == [True]
