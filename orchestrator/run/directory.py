@@ -21,7 +21,7 @@ from learner.checkpoint import Checkpoint, Torn, find_newest
 from learner.config import CHECKPOINTS
 from orchestrator.config import ConfigError, RunConfig
 from orchestrator.run.evaluate import Evaluation
-from orchestrator.run.folders import finished_checkpoints, lock, write_whole
+from orchestrator.run.folders import DRIVER_LOCK, finished_checkpoints, lock, write_whole
 from orchestrator.run.metrics import read_rows, write_rows
 from records.samples import PolicyVersion
 from records.task import DataSet, load_task
@@ -182,7 +182,7 @@ def claimed_run_directory(config: RunConfig, out: Path, kind: Kind, resume: bool
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        owned = lock(out / ".lock", LOCK_WAIT_S)
+        owned = lock(out / DRIVER_LOCK, LOCK_WAIT_S)
     except BlockingIOError as error:
         raise ConfigError(f"--out {out}: another run works in it; wait, end it, or name another folder") from error
     except OSError as error:
@@ -190,11 +190,12 @@ def claimed_run_directory(config: RunConfig, out: Path, kind: Kind, resume: bool
             f"--out {out}: a run cannot be written there ({error.strerror}); name another folder"
         ) from error
     with owned:
+        (out / DRIVER_LOCK).touch()  # since when there is this driver
         try:
             yield open_run_directory(config, out, kind, resume)
         finally:
             if not (out / "config.toml").exists():
-                (out / ".lock").unlink(missing_ok=True)
+                (out / DRIVER_LOCK).unlink(missing_ok=True)
                 with suppress(OSError):  # it holds something else, which was there before
                     out.rmdir()
 

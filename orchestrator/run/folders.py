@@ -10,6 +10,8 @@ from learner.config import CHECKPOINTS
 from records.samples import PolicyVersion
 
 ASK_EVERY_S = 0.2
+DRIVER_LOCK = ".lock"
+"""In a run directory: locked by the run's driver as long as it lives, and touched by it when it came."""
 
 
 def lock(path: Path, wait_s: float) -> TextIO:

@@ -8,11 +8,10 @@ from pathlib import Path
 from statistics import median
 
 from orchestrator.config import ConfigError
-from orchestrator.run.control import OVER, OtherRelease, Status, TornFile, is_running, read_status
-from orchestrator.run.folders import is_locked
+from orchestrator.run.control import OVER, STATUS, OtherRelease, Status, TornFile, is_running, read_status
+from orchestrator.run.folders import DRIVER_LOCK, is_locked
 from orchestrator.run.metrics import read_rows
 
-DRIVER_LOCK = ".lock"
 GONE = (*OVER, "lost")
 PACE_STEPS = 10
 """The time that is left is reckoned from so many of the last steps."""
@@ -88,7 +87,7 @@ def look(folder: Path) -> Standing:
             f"{folder}: its config.toml or metrics.jsonl is not whole ({error}); star-r1 doctor {folder} keeps what "
             "there is"
         ) from error
-    state, why = _state(status, lives)
+    state, why = _state(folder, status, lives)
     last = rows[-1] if rows else {}
     step, over = int(last.get("step", 0)), state in GONE
     pace = [row["step_s"] for row in rows[-PACE_STEPS:]]
@@ -117,9 +116,9 @@ def without_folder(job: str, is_over: bool, message: str) -> Standing:
     return Standing(folder="not made", state="failed" if is_over else "starting", why=why, job=job)
 
 
-def _state(status: Status | None, lives: bool) -> tuple[str, str]:
+def _state(folder: Path, status: Status | None, lives: bool) -> tuple[str, str]:
     if status is None or status.state in OVER:
-        if lives:
+        if lives and (status is None or _came(folder) > (folder / STATUS).stat().st_mtime):
             return "starting", "its workers are not ready yet"
         return ("lost", "no driver runs") if status is None else (status.state, status.why)
     if is_running(status):
@@ -128,6 +127,11 @@ def _state(status: Status | None, lives: bool) -> tuple[str, str]:
     if lives:
         return "hangs", f"{silent}, and is alive: star-r1 doctor"
     return "lost", f"{silent}: it was killed; the same command with --resume goes on"
+
+
+def _came(folder: Path) -> float:
+    """When the last driver did. One that has said how the run ended lives on for a moment."""
+    return (folder / DRIVER_LOCK).stat().st_mtime
 
 
 def describe(status: Status) -> str:

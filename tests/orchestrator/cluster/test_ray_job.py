@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from orchestrator.commands.cli import main
-from orchestrator.run import doctor, find
+from orchestrator.run import control, doctor, find
 from orchestrator.run.journal import read_events
 
 pytestmark = pytest.mark.slow
@@ -93,9 +93,14 @@ def flags(*settings: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def session(head, data, tmp_path_factory):
-    """A run that would take days, submitted from a folder with a rule of the user's own: its job, its directory."""
+    """A run that would take days, submitted from a folder with a rule of the user's own: its job, its directory.
+
+    It is paused until somebody asks for it, and leaves the cores to others.
+    """
     env, dashboard, _ = head
     folder, out = tmp_path_factory.mktemp("user"), tmp_path_factory.mktemp("cluster") / "run"
+    out.mkdir()
+    control.ask(out, control.Wanted(paused=True))
     shutil.copy(ROOT / "deploy/runs/tiny_cpu.toml", folder / "mine.toml")
     (folder / "my_rule.py").write_text(RULE)
     (folder / "lengths.py").write_text("def short(reply): return float(len(reply) < 100)\n")
@@ -152,8 +157,10 @@ def ask(head, monkeypatch, capsys):
 def test_a_run_does_what_it_is_asked_from_wherever_its_head_is_reached(head, session, ask, tmp_path):
     job, out = session
     rows = out / "metrics.jsonl"
-    wait_for(lambda: rows.exists() and rows.read_text().count("\n") > 2, 240, "the third step")
-    assert ask("status", away=True).startswith("running: step ")
+    wait_for(lambda: (out / "status.json").exists(), 240, "the run")
+    assert ask("status", away=True).startswith("paused: step 0 of 1000000")
+    assert "goes on from version 0" in ask("resume", job)
+    wait_for(lambda: rows.exists() and rows.read_text().count("\n") > 2, 60, "the third step")
 
     assert "paused at version" in ask("pause", job, away=True)
     wait_for(lambda: last_event(out, "served") == last_event(out, "trained"), 60, "the end of what was in flight")
@@ -162,7 +169,7 @@ def test_a_run_does_what_it_is_asked_from_wherever_its_head_is_reached(head, ses
     assert "scorers 2 of 2 serve" in ask("scale", job, "--scorers", "2")
     assert f"the checkpoint of step {steps} is in {out}" in ask("checkpoint", job, away=True)
     assert rows.read_text().count("\n") == steps  # nothing was sampled, and nobody taken for hung
-    assert "goes on from version" in ask("resume", job)
+    assert "goes on from version" in ask("resume")
     wait_for(lambda: rows.read_text().count("\n") > steps, 60, "a step after the pause")
 
     ask("doctor", job, "--out", f"{tmp_path}/it.zip", away=True)
@@ -175,10 +182,13 @@ def test_a_run_does_what_it_is_asked_from_wherever_its_head_is_reached(head, ses
     assert "stopped after step" in ask("stop", job, away=True)
     assert ask("status", job, away=True).startswith("stopped: step ")
     assert "no run goes on there: stopped" in ask("pause", job, away=True, refused=True)
-    jobs = [it for it in json.loads(read(f"{head[1]}/api/jobs/")) if it["metadata"]]
-    (ended,) = [it for it in jobs if it["submission_id"] == job]
-    assert (ended["status"], ended["metadata"]["job_name"]) == ("SUCCEEDED", "mine")
-    assert {it["status"] for it in jobs if it["metadata"]["job_name"] == "star-r1 status"} == {"SUCCEEDED"}
+
+    def jobs() -> list[tuple[str, str]]:
+        found = json.loads(read(f"{head[1]}/api/jobs/"))
+        return [(it["metadata"]["job_name"], it["status"]) for it in found if it["metadata"]]
+
+    wait_for(lambda: ("mine", "SUCCEEDED") in jobs(), 30, "the end of the job")
+    assert {status for name, status in jobs() if name == "star-r1 status"} == {"SUCCEEDED"}
     assert "paused" in {event.name for event in read_events(out / "journal.jsonl")[0]}
 
 

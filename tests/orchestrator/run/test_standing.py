@@ -76,7 +76,11 @@ def test_a_driver_that_says_nothing_was_killed_or_hangs(folder: Path):
 
 
 def test_a_run_whose_workers_are_not_ready_is_starting_also_where_one_has_ended_before(folder: Path, tmp_path: Path):
+    (folder / ".lock").touch()
     write_status(folder, replace(RUNNING, at=time.time(), state="stopped"))
+    with lock(folder / ".lock", 0.0):  # its driver is about to end
+        assert look(folder).state == "stopped"
+    os.utime(folder / ".lock", (time.time() + 1,) * 2)  # the next one comes
     assert look(folder).state == "stopped"
     new = tmp_path / "new"
     new.mkdir()
