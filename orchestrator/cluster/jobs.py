@@ -14,7 +14,7 @@ import secrets
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -155,7 +155,7 @@ class Cluster:
         """By the clock of the head, which says when jobs begin and end."""
         for job in self.jobs():
             if COMMAND in job.metadata and job.ended_s is not None and job.ended_s < ended_before:
-                with self._asked():
+                with suppress(ConfigError), self._asked():  # another command may have been first
                     self._client.delete_job(job.id)
 
     def total(self) -> tuple[dict[str, float], bool]:
