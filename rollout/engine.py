@@ -20,7 +20,7 @@ import numpy as np
 
 from records.manifest import Bucket, Manifest
 from records.pictures import check_placeholders, decode_all
-from records.samples import PolicyVersion, Prompt, Sample, Trace, VersionSpan
+from records.samples import PolicyVersion, Prompt, Sample, SampleTimes, Trace, VersionSpan
 from rollout.config import NCCL, RolloutConfig
 from rollout.orphan import adopt_engine
 from rollout.weight_files import files_on_node
@@ -234,7 +234,8 @@ class RolloutEngine:
             finish=last.finish_reason,
         )
         text = self._processor.tokenizer.decode(completion.token_ids, skip_special_tokens=True)
-        return Sample(id=f"{prompt.id}#{seed}.{last.index}", trace=trace, text=text)
+        times = SampleTimes(first_token=completion.began, ended=time.time())
+        return Sample(id=f"{prompt.id}#{seed}.{last.index}", trace=trace, text=text, times=times)
 
 
 @dataclass(slots=True)
@@ -243,6 +244,7 @@ class Completion:
 
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    began: float = field(default_factory=time.time)
 
     def add(self, part: Any) -> None:
         """*part* is vLLM's CompletionOutput, with the tokens since the last one."""

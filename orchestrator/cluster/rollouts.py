@@ -121,8 +121,8 @@ class RayRollouts:
 
     async def sample(self, prompt: Prompt, *, seed: int) -> ScoredGroup:
         stored = store(prompt)
-        samples, scores = await self._ask("sampling", "sample_stored", stored, seed)
-        return ScoredGroup(group=SampleGroup(prompt=stored, samples=samples), scores=scores)
+        samples, scores, origin = await self._ask("sampling", "sample_stored", stored, seed)
+        return ScoredGroup(group=SampleGroup(prompt=stored, samples=samples), scores=scores, origin=origin)
 
     async def answer(self, prompt: Prompt) -> Sample:
         return await self._ask("answering", "answer_stored", store(prompt))
