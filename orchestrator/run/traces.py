@@ -33,6 +33,7 @@ STEPS_A_FILE = 64
 MOST_WAITING = 8
 """Steps that may wait for the disk, in memory."""
 
+_MIB = 1 << 20
 _MOMENT = pa.timestamp("us", tz="UTC")
 _NUMBERS = pa.list_(pa.struct([("name", pa.string()), ("value", pa.float64())]))
 SCHEMA = pa.schema(
@@ -112,7 +113,7 @@ class Traces:
             table = to_table(report, groups, self._task, self._config.share, trained_at)
             if len(table):
                 _write(self._folder / _name(report.version, report.version), table)
-                _put_together(self._folder, self._config.file_mib << 20)
+                _put_together(self._folder, self._config.file_mib * _MIB)
         except Exception as error:  # whatever it is, it is no reason to end the run
             self._lose(report.version, repr(error))
         finally:
