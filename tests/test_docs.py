@@ -42,7 +42,7 @@ def test_the_tree_is_the_tree() -> None:
     tree = (ROOT / "docs" / "code.md").read_text().split("## The tree")[1].split("```")[1]
     above: list[str] = []
     for line in tree.splitlines():
-        indent, names = re.match(r"( *)((?:[\w-]+(?:/|\.\w+)(?: +|$))*)", line).groups()  # type: ignore[union-attr]
+        indent, names = re.match(r"( *)([\w-]+(?:/|\.\w+)(?:  [\w-]+\.\w+)*)?", line).groups("")  # type: ignore[union-attr]
         for name in names.split() if len(indent) <= DEEPEST else ():
             depth = len(indent) // 2
             assert (ROOT / "/".join([*above[:depth], name])).exists(), line
