@@ -196,7 +196,7 @@ class StepReport:
     grad_norm: float
     tokens: int
     stats: dict[str, float] = field(default_factory=dict)
-    logprobs: tuple[tuple[np.ndarray, ...], ...] = ()
+    logprobs: tuple[tuple[np.ndarray, ...], ...] = field(default=(), compare=False)
 
 
 def _check(holds: bool, message: str) -> None:
