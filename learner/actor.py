@@ -20,7 +20,7 @@ import torch
 
 from learner.batch import Batch, BatchRow, Prompted, collate, lay_out_prompt, shared_prompt
 from learner.checkpoint import Checkpoint, CheckpointWriter
-from learner.config import LearnerConfig, LearnerJob
+from learner.config import CHECKPOINTS, LearnerConfig, LearnerJob
 from learner.encode import PictureEncoder
 from learner.engine import Engine, Loss, NonFiniteStep
 from learner.loss import (
@@ -50,7 +50,6 @@ logger = logging.getLogger(__name__)
 
 PassLoss = Callable[[torch.Tensor, Tokens], TokenLoss]
 
-CHECKPOINTS = "checkpoints"
 REFUSED = "refused"
 
 

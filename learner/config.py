@@ -9,6 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from learner.loss_config import LossConfig
 from records.task import Imitation
 
+CHECKPOINTS = "checkpoints"
+"""In the run directory."""
+
 
 class LearnerConfig(BaseModel):
     """The learner on DeepSpeed: the optimiser, the loss, and how a step is laid out on the machine."""

@@ -224,6 +224,11 @@ def load_run_config(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
     return load_config(RunConfig, path, overrides)
 
 
+def read_run_config(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """That of a run elsewhere, whose model is not looked for here. Raises ConfigError."""
+    return _read_config(RunConfig, path, overrides)
+
+
 @cache
 def for_task(kind: type[Config], task: Task) -> type[Config]:
     """*kind* whose tables `data` and `reward_service.options`, and the names of rules, are those of *task*."""
@@ -249,6 +254,13 @@ def _check_rule(built_in: Sequence[str], rule: str) -> str:
 
 def load_config(kind: type[Whole], path: Path, overrides: Iterable[str] = ()) -> Whole:
     """Read a file as *kind*, with overrides as `load_run_config` has them. Raises ConfigError."""
+    config = _read_config(kind, path, overrides)
+    if not (config.model / "config.json").exists():
+        raise ConfigError(f"{path}: model = {str(config.model)!r}: has no config.json; give the path of a model folder")
+    return config
+
+
+def _read_config(kind: type[Whole], path: Path, overrides: Iterable[str]) -> Whole:
     try:
         content = tomllib.loads(path.read_text())
     except OSError as error:
@@ -259,10 +271,7 @@ def load_config(kind: type[Whole], path: Path, overrides: Iterable[str] = ()) ->
     _change_algorithm(path, content, settings)
     for setting in settings:
         _apply(content, setting)
-    config = _validate(kind, content, str(path))
-    if not (config.model / "config.json").exists():
-        raise ConfigError(f"{path}: model = {str(config.model)!r}: has no config.json; give the path of a model folder")
-    return config
+    return _validate(kind, content, str(path))
 
 
 def scoring_config(task: str, data: Path, rule: str | None, overrides: Iterable[str] = ()) -> ScoringConfig:

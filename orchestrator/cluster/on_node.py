@@ -41,7 +41,7 @@ class OnNode:
             node_id=ray.get_runtime_context().get_node_id(),
             address=get_node_ip_address(),
             pid=os.getpid(),
-            logs=tuple(_own_logs()),
+            logs=tuple(logs_of("self")),
         )
 
 
@@ -73,16 +73,26 @@ async def _there(place: Whereabouts, what: str, do: Callable[..., Any], *args: A
 
 def end_processes(pid: int) -> str:
     """Kill process *pid* of this machine and all that it started; returns their stacks, the process's own first."""
-    try:
-        process = psutil.Process(pid)
-    except psutil.NoSuchProcess:
-        return f"process {pid} has ended already\n"
-    family = [process, *process.children(recursive=True)]
-    stacks = "\n".join(map(_stacks, family))
-    for member in family:
+    members = family(pid)
+    said = stacks(pid)
+    for member in members:
         if member.is_running():
             member.kill()
-    return stacks
+    return said
+
+
+def family(pid: int) -> list[psutil.Process]:
+    """Process *pid* of this machine and all that it started; none, if it has ended."""
+    try:
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def stacks(pid: int) -> str:
+    """Those of process *pid* of this machine and all that it started, its own first."""
+    return "\n".join(map(_stacks, family(pid))) or f"process {pid} has ended already\n"
 
 
 def _stacks(process: psutil.Process) -> str:
@@ -96,9 +106,9 @@ def _stacks(process: psutil.Process) -> str:
     return f"{process.pid}: {process.status()}\n{said}"
 
 
-def _own_logs() -> list[str]:
-    """The files that this process writes what it says to, if they are files."""
-    paths = [os.readlink(f"/proc/self/fd/{number}") for number in (2, 1)]
+def logs_of(pid: int | str) -> list[str]:
+    """The files that a process of this machine writes what it says to, if they are files."""
+    paths = [os.readlink(f"/proc/{pid}/fd/{number}") for number in (2, 1)]
     return [path for path in paths if os.path.isfile(path)]
 
 

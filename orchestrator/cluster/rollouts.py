@@ -151,7 +151,9 @@ class RayRollouts:
         limits = self.crew.config.rollout.autoscale
         return None if limits is None else Autoscaler(limits.min, limits.max)
 
-    def autoscale(self, scaler: Autoscaler, wait_share: float, ready: int, groups_per_step: int, now: float) -> str:
+    def autoscale(
+        self, scaler: Autoscaler, wait_share: float | None, ready: int, groups_per_step: int, now: float
+    ) -> str:
         """Have as many workers as *scaler* says; returns why, if that changes anything."""
         fleet = self.supervisor.fleet
         seen = Observation(

@@ -46,7 +46,7 @@ def connected(config: RunConfig) -> Iterator[None]:
     """
     _check_same_code()
     if address := os.environ.get("RAY_ADDRESS"):
-        _check_address(address)
+        check_address(address)
         ray.init(log_to_driver=False)
         logger.info("using the Ray cluster at %s", address)
         asking = (ray.get_runtime_context().gcs_address,)
@@ -115,7 +115,7 @@ def is_open(address: str) -> bool:
     return asked.returncode == 0
 
 
-def _check_address(address: str) -> None:
+def check_address(address: str) -> None:
     """Ray itself would log for minutes before it gives up. What names no host and port is left to it."""
     host, colon, port = address.rpartition(":")
     remedy = "start a cluster there, or unset RAY_ADDRESS to use a local one"

@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 from typer.exceptions import TyperException
 
-from orchestrator.commands import data, manage, policy, score, study, train
+from orchestrator.commands import data, doctor, manage, policy, score, study, submit, train
 from orchestrator.commands.arguments import Command, Group, example
 from orchestrator.config import ConfigError, RunFailed, StartFailed
 
@@ -24,6 +24,7 @@ EXAMPLES = """examples:
   ray job submit --working-dir . -- star-r1 train deploy/runs/tiny_cpu.toml
   star-r1 --install-completion      # the shell completes commands and options from then on"""
 FIRST_DAY = "The first day"
+RUNNING = "On a cluster, and while it runs"
 LATER = "Later"
 
 app = typer.Typer(cls=Group, epilog=EXAMPLES, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -57,12 +58,32 @@ for panel, name, command, lines in (
     ),
     (FIRST_DAY, "sft", train.sft, ["star-r1 sft deploy/runs/tiny_sft.toml --set loop.steps=20"]),
     (
+        RUNNING,
+        "submit",
+        submit.submit,
+        [
+            "star-r1 submit run.toml --address http://HEAD:8265 --out /shared/runs/first --follow",
+            "star-r1 submit run.toml --address http://HEAD:8265 --set model=/models/tiny --set data.path=/data/tiny",
+        ],
+    ),
+    (
+        RUNNING,
+        "status",
+        manage.status,
+        ["star-r1 status output/run", "star-r1 status tiny_cpu-20261127-173000 --address http://HEAD:8265"],
+    ),
+    (RUNNING, "scale", manage.scale, ["star-r1 scale output/run --rollouts 4 --scorers 2", "star-r1 scale output/run"]),
+    (RUNNING, "pause", manage.pause, ["star-r1 pause output/run"]),
+    (RUNNING, "resume", manage.resume, ["star-r1 resume output/run"]),
+    (RUNNING, "checkpoint", manage.checkpoint, ["star-r1 checkpoint output/run"]),
+    (RUNNING, "stop", manage.stop, ["star-r1 stop output/run"]),
+    (RUNNING, "doctor", doctor.doctor, ["star-r1 doctor output/run", "star-r1 doctor --address http://HEAD:8265"]),
+    (
         LATER,
         "study",
         study.study,
         ["star-r1 study deploy/runs/study.toml --at-once 2", "star-r1 study deploy/runs/study.toml --page"],
     ),
-    (LATER, "scale", manage.scale, ["star-r1 scale output/run --rollouts 4 --scorers 2", "star-r1 scale output/run"]),
     (LATER, "ledger", manage.ledger, ["star-r1 ledger output/run"]),
     (LATER, "replay", train.replay, ["star-r1 replay output/run/refused/step-000012"]),
     (LATER, "pretrain", policy.pretrain, ["star-r1 pretrain deploy/runs/tiny_pretrain.toml"]),

@@ -84,8 +84,13 @@ def _run_to_its_end(coroutine: Coroutine[Any, Any, None]) -> None:
 
 
 def _say_stopped(kind: str, out: Path, signum: signal.Signals) -> None:
-    """One line with what to do, and the exit status of a process that the signal has ended."""
+    """One line with what to do, and the exit status of a process that the signal has ended; who was asked to end by
+    `star-r1 stop` has done what was asked.
+    """
+    from orchestrator.run.control import read_wanted
+
     began = (out / "config.toml").exists()
     remedy = f"to go on, give the same command with --out {out} --resume" if began else "nothing had begun"
     print(f"star-r1: {kind} was stopped; {remedy}", file=sys.stderr)  # noqa: T201
-    sys.exit(128 + signum)
+    if not read_wanted(out).stop:
+        sys.exit(128 + signum)

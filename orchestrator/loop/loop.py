@@ -3,7 +3,7 @@
 `keep_sampling` asks for groups as fast as the window admits them; `keep_learning` takes them in order, learns and
 publishes. While the rollout workers take over a version, the learner makes its next step, if the groups for it are
 there; slots are released only once the version is served. With `max_staleness = 0` the same code is plain, synchronous
-GRPO. The first task that fails ends the run.
+GRPO. `checkpoint_when_asked` comes between two steps. The first task that fails ends the run.
 """
 
 import asyncio
@@ -53,8 +53,9 @@ class Run:
 
     *after_step* sees each step once its version is served; every *checkpoint_every* steps the learner's state is kept
     (0: never), and every *evaluate_every* steps *evaluate* asks the served policy: it runs beside the steps that
-    follow, one at a time, as *evaluating*. A run that goes on begins with its *served* version. What is
-    learned, and *after_step* has not seen, is *unseen*: it is lost to nobody if the run is stopped.
+    follow, one at a time, as *evaluating*. A run that goes on begins with its *served* version, which it has *kept*.
+    What is learned, and *after_step* has not seen, is *unseen*: it is lost to nobody if the run is stopped. Whoever
+    wants a checkpoint now sets *checkpoint_asked*.
     """
 
     rollouts: Rollouts
@@ -72,7 +73,12 @@ class Run:
     after_step: Callable[[StepReport, tuple[ScoredGroup, ...], StepTimes], Coroutine[Any, Any, None]]
     evaluate: Callable[[], Coroutine[Any, Any, None]]
     served: PolicyVersion = field(default=PolicyVersion(0))
+    kept: PolicyVersion = field(default=PolicyVersion(0))
     evaluating: asyncio.Task[None] | None = None
+    serving: asyncio.Task[None] | None = None
+    learning: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while a step is made and sent, or kept."""
+    checkpoint_asked: asyncio.Event = field(default_factory=asyncio.Event)
     unseen: list[Learned] = field(default_factory=list)
 
 
@@ -107,31 +113,51 @@ async def sample(run: Run, ticket: Ticket) -> None:
 
 async def keep_learning(run: Run, sides: asyncio.TaskGroup) -> None:
     """Take, learn, send: once a step. Versions are served one after another."""
-    version, serving = run.served, None
+    version = run.served
     while version < run.steps:
-        step = await learn(run, version)
-        version = step.report.version
-        if serving is not None:
-            await serving
-        takeover = await run.publisher.send(version)
-        run.journal.write("sent", version=version)
-        serving = sides.create_task(serve(run, sides, step, takeover), name=f"takeover of version {version}")
-        if run.checkpoint_every and version % run.checkpoint_every == 0:
-            await serving  # a step that is in a checkpoint is in the records of the run as well
-            run.journal.write("checkpointing", version=version)
-            await run.learner.checkpoint()
-            run.journal.write("checkpoint begun", version=version)
+        began = time.monotonic()
+        groups = await run.window.take(run.groups_per_step)
+        wait_s = time.monotonic() - began
+        async with run.learning:
+            step = await learn(run, version, groups, wait_s)
+            version = step.report.version
+            if run.serving is not None:
+                await run.serving
+            takeover = await run.publisher.send(version)
+            run.journal.write("sent", version=version)
+            run.serving = sides.create_task(serve(run, sides, step, takeover), name=f"takeover of version {version}")
+            if run.checkpoint_every and version % run.checkpoint_every == 0:
+                await checkpoint(run)
 
 
-async def learn(run: Run, version: PolicyVersion) -> Learned:
-    """The step that follows *version*."""
-    began = time.monotonic()
-    groups = await run.window.take(run.groups_per_step)
+async def checkpoint_when_asked(run: Run) -> None:
+    """Until cancelled. A step that is being made comes first; what is kept already is not kept again."""
+    while True:
+        await run.checkpoint_asked.wait()
+        async with run.learning:
+            run.checkpoint_asked.clear()
+            await checkpoint(run)
+
+
+async def checkpoint(run: Run) -> None:
+    """Of the newest version, once it is served: a step that is in a checkpoint is in the records of the run as well."""
+    if run.serving is not None:
+        await run.serving
+    if run.served == run.kept:
+        return
+    run.journal.write("checkpointing", version=run.served)
+    await run.learner.checkpoint()
+    run.journal.write("checkpoint begun", version=run.served)
+    run.kept = run.served
+
+
+async def learn(run: Run, version: PolicyVersion, groups: tuple[ScoredGroup, ...], wait_s: float) -> Learned:
+    """The step that follows *version*, of *groups* that were waited for."""
     check_staleness(groups, version, run.max_staleness)
     taken = time.monotonic()
     report, stopped = await to_its_end(make(run, PolicyVersion(version + 1), groups))
     ended = time.monotonic()
-    learned = Learned(report=report, groups=groups, wait_s=taken - began, learn_s=ended - taken, ended=ended)
+    learned = Learned(report=report, groups=groups, wait_s=wait_s, learn_s=ended - taken, ended=ended)
     run.unseen.append(learned)
     if stopped:
         raise asyncio.CancelledError

@@ -21,10 +21,19 @@ Ticket = NewType("Ticket", int)
 class Window:
     """See the module. *total_groups* bounds the whole run: after that many admissions `admit` returns None.
 
-    A run that goes on has *done* groups behind it: learned from, and served.
+    A run that goes on has *done* groups behind it: learned from, and served. While *open* is clear the run is paused,
+    and nothing is admitted; what was admitted goes its way.
     """
 
-    def __init__(self, *, groups_per_step: int, max_staleness: int, total_groups: int, done: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        groups_per_step: int,
+        max_staleness: int,
+        total_groups: int,
+        done: int = 0,
+        open: asyncio.Event | None = None,
+    ) -> None:
         if groups_per_step < 1 or max_staleness < 0:
             raise ValueError(f"groups_per_step {groups_per_step} must be at least 1, max_staleness {max_staleness} 0")
         self.capacity = (max_staleness + 1) * groups_per_step
@@ -32,12 +41,17 @@ class Window:
         self._admitted = self._taken = self._released = done
         self._ready: dict[Ticket, ScoredGroup] = {}
         self._changed = asyncio.Condition()
+        self._open = open or _always()
         self._waiting = Busy()
 
     @property
     def num_held(self) -> int:
         """Slots in use."""
         return self._admitted - self._released
+
+    @property
+    def is_paused(self) -> bool:
+        return not self._open.is_set()
 
     @property
     def num_ready(self) -> int:
@@ -50,13 +64,15 @@ class Window:
 
     async def admit(self) -> Ticket | None:
         """Wait for a free slot and hold it; None when the run needs no more groups."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._all_admitted() or self.num_held < self.capacity)
-            if self._all_admitted():
-                return None
-            ticket = Ticket(self._admitted)
-            self._admitted += 1
-            return ticket
+        while not self._all_admitted():
+            await self._open.wait()
+            async with self._changed:
+                await self._changed.wait_for(lambda: self._all_admitted() or self.num_held < self.capacity)
+                if not self._all_admitted() and not self.is_paused:  # it may be paused while a slot is waited for
+                    ticket = Ticket(self._admitted)
+                    self._admitted += 1
+                    return ticket
+        return None
 
     async def deliver(self, ticket: Ticket, group: ScoredGroup) -> None:
         """Hand in the complete group of *ticket*. Raises ValueError if it was delivered before or never admitted."""
@@ -85,3 +101,9 @@ class Window:
 
     def _all_admitted(self) -> bool:
         return self._admitted >= self.total_groups
+
+
+def _always() -> asyncio.Event:
+    event = asyncio.Event()
+    event.set()
+    return event

@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from learner.actor import CHECKPOINTS
+from learner.config import CHECKPOINTS
 from orchestrator.config import ConfigError, RunConfig
 
 

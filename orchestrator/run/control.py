@@ -1,37 +1,50 @@
-"""How a running job is told how many workers it shall have, and says how it stands: two small files in its directory.
+"""How a running job is told what it shall do, and says how it stands: two small files in its directory.
 
-    wanted.json    how many rollout and reward workers shall serve; written by `star-r1 scale`
+    wanted.json    how many rollout and reward workers shall serve, whether it is paused, a checkpoint, an end
     status.json    what the run has of what it shall have, and what it waits for; written by its driver, each second
 
-Who may write in the run directory may do this; nothing else listens. Targets are absolute: to ask twice is to ask once.
+Who may write in the run directory may do this; nothing else listens. What is wanted is absolute: to ask twice is to ask
+once. The counts and the pause hold for a driver that goes on with the run, too; a checkpoint and an end are asked of
+the one that runs.
 """
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from orchestrator.run.folders import write_whole
+from orchestrator.run.folders import lock, write_whole
+
+logger = logging.getLogger(__name__)
 
 WANTED, STATUS, LOCK = "wanted.json", "status.json", ".scale.lock"
+ASKING = ".wanted.lock"
+ASKING_S = 10.0
 LOOK_S = 1.0
 OLD_S = 15.0
-"""A status that is older is that of a run which has ended, or hangs."""
+"""A status that is older is that of a run whose driver was killed, or hangs."""
 
 
 class Wanted(BaseModel):
-    """How many shall serve; None: as many as there are."""
+    """What a run shall do; None: as it does. Of the workers so many shall serve; there shall be a *checkpoint* of this
+    version or a later one.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     rollouts: int | None = Field(default=None, ge=1)
     scorers: int | None = Field(default=None, ge=1)
+    paused: bool | None = None
+    checkpoint: int | None = Field(default=None, ge=1)
+    stop: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,10 +64,15 @@ class Kind:
         return self.serving == self.target == len(self.workers)
 
 
+State = Literal["running", "paused", "stopping", "stopped", "ended", "failed"]
+OVER = ("stopped", "ended", "failed")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Status:
     """At *at* (seconds since 1970), under the served *version*. *waits* says who waits for room, and what it lacks;
-    *autoscale* between how few and how many rollout workers the run chooses itself.
+    *autoscale* between how few and how many rollout workers the run chooses itself, *why* a run failed. Written by
+    *release* of star-r1 in process *pid* on *host*, the driver of the Ray job *job*, if it is one.
     """
 
     at: float
@@ -63,13 +81,46 @@ class Status:
     scorers: Kind
     waits: dict[str, str] = field(default_factory=dict)
     autoscale: list[int] | None = None
+    state: State = "running"
+    why: str = ""
+    release: str
+    host: str
+    pid: int
+    job: str | None = None
+
+
+class TornFile(ValueError):
+    """A file of a run is not what was written; the text says what to do."""
+
+
+class OtherRelease(ValueError):
+    """The files of a run are those of another release; the text names both."""
+
+
+def own_release() -> str:
+    """Of star-r1."""
+    try:
+        return version("star-r1")
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def ask(folder: Path, wanted: Wanted) -> None:
-    """Of the run in *folder*, from any process."""
-    known = read_wanted(folder)
-    both = known.model_copy(update=wanted.model_dump(exclude_none=True))
-    write_whole(folder / WANTED, both.model_dump_json() + "\n")
+    """Of the run in *folder*, from any process. Raises BlockingIOError if others ask all the time."""
+    with lock(folder / ASKING, ASKING_S):
+        known = read_wanted(folder)
+        _write_wanted(folder, known.model_copy(update=wanted.model_dump(exclude_none=True)))
+
+
+def forget(folder: Path) -> None:
+    """What was asked of a driver that is gone."""
+    with lock(folder / ASKING, ASKING_S):
+        if (folder / WANTED).exists():
+            _write_wanted(folder, read_wanted(folder).model_copy(update={"checkpoint": None, "stop": None}))
+
+
+def _write_wanted(folder: Path, wanted: Wanted) -> None:
+    write_whole(folder / WANTED, wanted.model_dump_json() + "\n")
 
 
 def read_wanted(folder: Path) -> Wanted:
@@ -84,16 +135,28 @@ def read_wanted(folder: Path) -> Wanted:
 
 
 def read_status(folder: Path) -> Status | None:
-    """None where no driver has written one."""
+    """None where no driver has written one. Raises OtherRelease, TornFile."""
     path = folder / STATUS
     if not path.exists():
         return None
-    content: dict[str, Any] = json.loads(path.read_text())
-    return Status(**content | {name: Kind(**content[name]) for name in ("rollouts", "scorers")})
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+        written_by = content.get("release", "an older one")
+        if written_by == own_release():
+            return Status(**content | {name: Kind(**content[name]) for name in ("rollouts", "scorers")})
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise TornFile(
+            f"{path}: is not whole ({type(error).__name__}: {error}); a run that goes on writes it again within "
+            "seconds, and metrics.jsonl and journal.jsonl beside it do not depend on it"
+        ) from error
+    raise OtherRelease(
+        f"{path}: is of star-r1 {written_by}, and this is {own_release()}; give the command with the star-r1 that "
+        "the run was started with"
+    )
 
 
 def is_running(status: Status) -> bool:
-    return time.time() - status.at < OLD_S
+    return status.state not in OVER and time.time() - status.at < OLD_S
 
 
 def write_status(folder: Path, status: Status) -> None:
@@ -103,9 +166,13 @@ def write_status(folder: Path, status: Status) -> None:
 class Controlled(Protocol):
     """What of a run can be asked for, and how it stands."""
 
-    def resize(self, wanted: Wanted) -> None: ...
+    def do(self, wanted: Wanted) -> None: ...
 
     def status(self) -> Status: ...
+
+    def ended(self, error: BaseException | None) -> Status:
+        """How it has ended, by *error* if it did not come to its end."""
+        ...
 
 
 @asynccontextmanager
@@ -119,13 +186,29 @@ async def beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
             task.cancel()
 
 
+@asynccontextmanager
+async def controlled(folder: Path, run: Controlled) -> AsyncIterator[None]:
+    """*run* does meanwhile what is asked for in *folder*, and says there how it stands; in the end how it ended."""
+    forget(folder)
+    try:
+        async with beside(keep_control(folder, run)):
+            yield
+    except BaseException as error:
+        try:
+            write_status(folder, run.ended(error))
+        except OSError as problem:  # on a full disk, which may be why the run ended
+            logger.warning("%s could not be written (%s): it does not say that the run has ended", STATUS, problem)
+        raise
+    write_status(folder, run.ended(None))
+
+
 async def keep_control(folder: Path, run: Controlled) -> None:
     """Do what is asked for, and say how the run stands, until cancelled."""
     known = Wanted()
     while True:
         wanted = await asyncio.to_thread(read_wanted, folder)
         if wanted != known:
-            run.resize(wanted)
+            run.do(wanted)
             known = wanted
         await asyncio.to_thread(write_status, folder, run.status())
         await asyncio.sleep(LOOK_S)

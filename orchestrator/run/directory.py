@@ -18,11 +18,11 @@ from typing import Any, Literal, TypeVar
 import tomli_w
 from pydantic import BaseModel
 
-from learner.actor import CHECKPOINTS
 from learner.checkpoint import Checkpoint, Torn, find_newest
+from learner.config import CHECKPOINTS
 from orchestrator.config import ConfigError, RunConfig
 from orchestrator.run.evaluate import Evaluation
-from orchestrator.run.folders import lock, write_whole
+from orchestrator.run.folders import finished_checkpoints, lock, write_whole
 from orchestrator.run.metrics import read_rows, write_rows
 from records.samples import PolicyVersion
 from records.task import DataSet, load_task
@@ -109,8 +109,7 @@ class RunDirectory:
 
     def oldest_checkpoint(self) -> PolicyVersion | None:
         """The version of the oldest one that is there and finished; None without any."""
-        found = [path.name.removeprefix("step-") for path in (self.path / CHECKPOINTS).glob("step-*")]
-        return PolicyVersion(min(map(int, whole))) if (whole := [name for name in found if name.isdigit()]) else None
+        return min(finished_checkpoints(self.path), default=None)
 
     def check_not_lost(self) -> None:
         """Raise ConfigError if the run would begin anew and replace what it made."""

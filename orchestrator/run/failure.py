@@ -6,8 +6,8 @@ import traceback
 from datetime import datetime
 from pathlib import Path
 
-from learner.actor import CHECKPOINTS
 from learner.checkpoint import find_newest
+from learner.config import CHECKPOINTS
 from orchestrator.cluster.calls import cause_of
 from orchestrator.run.journal import JOURNAL
 from orchestrator.run.ledger import read_ledger

@@ -6,6 +6,9 @@ import time
 from pathlib import Path
 from typing import TextIO
 
+from learner.config import CHECKPOINTS
+from records.samples import PolicyVersion
+
 ASK_EVERY_S = 0.2
 
 
@@ -25,6 +28,24 @@ def lock(path: Path, wait_s: float) -> TextIO:
                 file.close()
                 raise
             time.sleep(ASK_EVERY_S)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether another process has locked the file at *path*; it is not made if it is missing."""
+    if not path.exists():
+        return False
+    with path.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def finished_checkpoints(folder: Path) -> list[PolicyVersion]:
+    """The versions of those in the run directory *folder*."""
+    found = [path.name.removeprefix("step-") for path in (folder / CHECKPOINTS).glob("step-*")]
+    return sorted(PolicyVersion(int(name)) for name in found if name.isdigit())
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -22,7 +22,7 @@ from orchestrator.display import counting, live_note, say, step_line
 from orchestrator.loop.roles import Publisher
 from orchestrator.loop.stop import cancelled_by_sigterm
 from orchestrator.run.checkpoint_room import check_checkpoint_room
-from orchestrator.run.control import beside, keep_control
+from orchestrator.run.control import controlled
 from orchestrator.run.directory import Kind, RunDirectory, claimed_run_directory
 from orchestrator.run.environment import check_device
 from orchestrator.run.evaluate import PROMPTS_A_WORKER, Evaluation, evaluate
@@ -31,8 +31,8 @@ from orchestrator.run.journal import Journal
 from orchestrator.run.metrics import MetricsFile
 from orchestrator.run.model_folder import open_model_folder
 from orchestrator.run.prompt_room import check_room
+from orchestrator.run.steering import Steering
 from orchestrator.run.teller import Teller
-from orchestrator.run.workforce import Workforce
 from records.order import PromptOrder
 from records.samples import PolicyVersion, Prompt
 from records.task import SPLITS, DataSet, Task, load_task
@@ -60,6 +60,7 @@ class Session:
     publisher: Publisher
     prompts: PromptOrder
     held_out: Sequence[Prompt]
+    steering: Steering
 
     async def evaluate(self, when: str) -> None:
         """Ask the held-out prompts, if there are any, and keep what was found under the name *when*."""
@@ -140,6 +141,7 @@ async def started(config: RunConfig, out: Path, kind: Kind, console: Console, re
                 await _say_checkpoints(config, directory, learner, console)
                 directory.begin(config, kind, data, learner.version)
                 journal.began(learner.version)
+                steering = Steering(rollouts, scorer, tell)
                 session = Session(
                     config=config,
                     task=task,
@@ -154,9 +156,9 @@ async def started(config: RunConfig, out: Path, kind: Kind, console: Console, re
                     publisher=make_publisher(learner, rollouts, config.rollout),
                     prompts=_prompts_left(config, training, learner.version),
                     held_out=held_out,
+                    steering=steering,
                 )
-                control = keep_control(directory.path, Workforce(rollouts, scorer))
-                async with watched(rollouts, scorer, learner), beside(control):
+                async with controlled(directory.path, steering), watched(rollouts, scorer, learner):
                     if "before" not in directory.evaluations():
                         await session.evaluate("before")
                     if session.version > 0:

@@ -12,6 +12,9 @@ SAID = {
     "leaving": "{worker} leaves when it has ended what it has",
     "gone": "{worker} is gone",
     "waiting": "{worker} waits for room: {why}",
+    "paused": "paused: no new groups, until star-r1 resume",
+    "goes on": "goes on",
+    "asked to stop": "asked to stop",
 }
 """Of which events, and how."""
 

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from orchestrator.config import RunConfig
-from orchestrator.loop.loop import Run, StepTimes, train
+from orchestrator.loop.loop import Run, StepTimes, checkpoint_when_asked, train
 from orchestrator.loop.stop import to_its_end
 from orchestrator.loop.window import Window
 from orchestrator.run.autoscaling import keep_scaling
@@ -49,6 +49,7 @@ async def run_training(config: RunConfig, out: Path, console: Console, resume: b
                     max_staleness=config.loop.max_staleness,
                     total_groups=config.loop.steps * size,
                     done=version * size,
+                    open=session.steering.open,
                 ),
                 journal=session.journal,
                 steps=config.loop.steps,
@@ -60,10 +61,12 @@ async def run_training(config: RunConfig, out: Path, console: Console, resume: b
                 after_step=after_step,
                 evaluate=session.evaluate_beside,
                 served=version,
+                kept=session.directory.version,
+                checkpoint_asked=session.steering.checkpoint_asked,
             )
             scaling = keep_scaling(session.rollouts, run.window, size, session.console)
             try:
-                async with beside(scaling):
+                async with beside(scaling), beside(checkpoint_when_asked(run)):
                     await train(run)
             except asyncio.CancelledError:
                 for step in run.unseen:  # and served by nobody
@@ -101,7 +104,9 @@ async def run_sft(config: RunConfig, out: Path, console: Console, resume: bool) 
         learner, size, every = session.learner, config.loop.groups_per_step, config.evaluation.every_steps
         version = session.version
         with Recorder(session) as recorder:
+            steering = session.steering
             while version < config.loop.steps:
+                await steering.open.wait()
                 prompts = tuple(session.prompts.next() for _ in range(size))
                 report, stopped = await to_its_end(learner.imitate(prompts, session.history.right_answers(prompts)))
                 version = report.version
@@ -109,7 +114,9 @@ async def run_sft(config: RunConfig, out: Path, console: Console, resume: bool) 
                 if stopped:
                     await session.keep(version)
                     raise asyncio.CancelledError
-                if config.checkpoint.every_steps and version % config.checkpoint.every_steps == 0:
+                due = config.checkpoint.every_steps and version % config.checkpoint.every_steps == 0
+                if due or steering.checkpoint_asked.is_set():
+                    steering.checkpoint_asked.clear()
                     await learner.checkpoint()
                 if every and version % every == 0 and version < config.loop.steps:
                     await (await session.publisher.send(version))

@@ -10,7 +10,15 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from orchestrator.loop.loop import Run, StaleGroup, StepTimes, check_staleness, sampling_seed, train
+from orchestrator.loop.loop import (
+    Run,
+    StaleGroup,
+    StepTimes,
+    check_staleness,
+    checkpoint_when_asked,
+    sampling_seed,
+    train,
+)
 from orchestrator.loop.window import Window
 from records.samples import PolicyVersion, ScoringFailure, StepReport
 from tests.fakes import (
@@ -27,9 +35,10 @@ from tests.fakes import (
 
 @dataclass(kw_only=True)
 class GatedRun(Run):
-    """Its evaluations end when the gate opens."""
+    """Its evaluations end when the gate opens; it is paused while *open* is clear."""
 
     evaluation_gate: asyncio.Event = field(default_factory=asyncio.Event)
+    open: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 def make_run(
@@ -50,8 +59,10 @@ def make_run(
     async def after_step(report: StepReport, groups: object, times: object) -> None:
         events.append(f"after {report.version}")
 
-    rollouts = FakeRollouts(events, served)
+    rollouts, is_open = FakeRollouts(events, served), asyncio.Event()
+    is_open.set()
     run = GatedRun(
+        open=is_open,
         rollouts=rollouts,
         learner=FakeLearner(events, served),
         publisher=FakePublisher(rollouts),
@@ -61,6 +72,7 @@ def make_run(
             max_staleness=max_staleness,
             total_groups=steps * groups_per_step,
             done=served * groups_per_step,
+            open=is_open,
         ),
         journal=FakeJournal(),
         steps=steps,
@@ -384,3 +396,78 @@ async def test_ten_thousand_steps_leave_nothing_behind():
     (objects, memory), (objects_later, memory_later) = found[1_000], found[10_000]
     assert objects_later - objects < 100  # 9,000 steps of 2 groups of 2 samples lie between
     assert memory_later - memory < 4 << 20
+
+
+async def test_a_paused_run_asks_for_nothing_learns_what_it_has_and_goes_on_where_it_was():
+    events: list[str] = []
+    run = make_run(events, steps=3, max_staleness=1)
+    run.learner.gate.clear()
+    training = asyncio.create_task(train(run))
+    await until(events, "sample 3 under 0")
+    run.open.clear()
+    run.learner.gate.set()
+    await until(events, "after 2")  # the groups that were in flight
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert run.rollouts.seeds == [sampling_seed(0, ticket) for ticket in range(4)]
+    assert not training.done()
+    run.open.set()
+    await asyncio.wait_for(training, 10)
+    assert [version for version, _ in run.learner.seen] == [0, 1, 2]
+
+
+async def test_a_run_that_is_paused_with_all_groups_admitted_comes_to_its_end():
+    events: list[str] = []
+    run = make_run(events, steps=1, max_staleness=0)
+    run.learner.gate.clear()
+    training = asyncio.create_task(train(run))
+    await until(events, "learn 0 begins")
+    run.open.clear()
+    run.learner.gate.set()
+    await asyncio.wait_for(training, 10)
+
+
+async def test_a_checkpoint_that_is_asked_for_is_of_the_step_in_hand():
+    events: list[str] = []
+    run = make_run(events, steps=3, max_staleness=0)
+    run.learner.gate.clear()
+    training = asyncio.create_task(train(run))
+    keeping = asyncio.create_task(checkpoint_when_asked(run))
+    await until(events, "learn 0 begins")
+    run.checkpoint_asked.set()
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert "checkpoint 0" not in events
+    run.learner.gate.set()
+    await asyncio.wait_for(training, 10)
+    keeping.cancel()
+    assert [event for event in events if event.startswith(("checkpoint", "after", "learn"))] == [
+        "learn 0 begins",
+        "after 1",
+        "checkpoint 1",
+        "learn 1 begins",
+        "after 2",
+        "learn 2 begins",
+        "after 3",
+    ]
+
+
+async def test_a_paused_run_gives_a_checkpoint_at_once_and_the_same_one_only_once():
+    events: list[str] = []
+    run = make_run(events, steps=2, max_staleness=0)
+    training = asyncio.create_task(train(run))
+    keeping = asyncio.create_task(checkpoint_when_asked(run))
+    await until(events, "learn 0 begins")
+    run.open.clear()
+    await until(events, "after 1")
+    for _ in range(2):
+        run.checkpoint_asked.set()
+        await until(events, "checkpoint 1")
+        for _ in range(100):
+            await asyncio.sleep(0)
+    assert not run.checkpoint_asked.is_set()
+    assert events.count("checkpoint 1") == 1
+    assert "learn 1 begins" not in events
+    run.open.set()
+    await asyncio.wait_for(training, 10)
+    keeping.cancel()

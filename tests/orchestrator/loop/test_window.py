@@ -161,3 +161,22 @@ async def test_the_time_in_which_the_learner_waits_is_told_once(monkeypatch):
     now = 20.0
     assert window.take_wait_s() == 1.0
     assert window.take_wait_s() == 0.0
+
+
+async def test_a_window_that_is_paused_while_a_slot_is_waited_for_gives_it_only_when_it_goes_on():
+    may_admit = asyncio.Event()
+    may_admit.set()
+    window = Window(groups_per_step=1, max_staleness=0, total_groups=2, open=may_admit)
+    await window.deliver(await window.admit(), group())
+    waiting = asyncio.create_task(window.admit())
+    await asyncio.sleep(0)
+    may_admit.clear()
+    await window.take(1)
+    await window.release(1)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not waiting.done()
+    assert (window.num_held, window.is_paused) == (0, True)
+    may_admit.set()
+    assert await asyncio.wait_for(waiting, 5) == 1
+    assert await window.admit() is None

@@ -1,7 +1,6 @@
 """How a running job is scaled: what is asked for, what is done, and what is said."""
 
 import asyncio
-import json
 import re
 import threading
 import time
@@ -13,7 +12,19 @@ import pytest
 from orchestrator.commands import manage
 from orchestrator.commands.cli import main
 from orchestrator.run import control
-from orchestrator.run.control import Kind, Status, Wanted, ask, keep_control, read_status, read_wanted, write_status
+from orchestrator.run.control import (
+    Kind,
+    Status,
+    Wanted,
+    ask,
+    controlled,
+    is_running,
+    own_release,
+    read_status,
+    read_wanted,
+    write_status,
+)
+from orchestrator.run.failure import root_of
 from orchestrator.run.folders import lock
 
 STATUS = Status(
@@ -22,26 +33,37 @@ STATUS = Status(
     rollouts=Kind(target=2, workers={"rollout-0": "serving", "rollout-3": "starting"}),
     scorers=Kind(target=1, workers={"reward-0": "serving"}),
     waits={"rollout-3": "rollout-3 needs 1 CPU on one node, and the cluster has 0 of 2 CPUs"},
+    release=own_release(),
+    host="node-1",
+    pid=7,
 )
 
 
 class FakeRun:
-    """Does what it is asked for; *scaled* when the next status is asked for."""
+    """Keeps what it is asked for; *looked* when its status is asked for."""
 
     def __init__(self) -> None:
-        self.resized: list[Wanted] = []
-        self.now = STATUS
+        self.asked: list[Wanted] = []
 
-    def resize(self, wanted: Wanted) -> None:
-        self.resized.append(wanted)
+        self.looked = asyncio.Event()
+
+    def do(self, wanted: Wanted) -> None:
+        self.asked.append(wanted)
 
     def status(self) -> Status:
-        return replace(self.now, at=time.time())
+
+        self.looked.set()
+        return replace(STATUS, at=time.time())
+
+    def ended(self, error: BaseException | None) -> Status:
+        return replace(
+            STATUS, at=time.time(), state="failed" if error else "ended", why=str(root_of(error)) if error else ""
+        )
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    (tmp_path / "config.toml").touch()
+    (tmp_path / "config.toml").write_text("[loop]\nsteps = 80\nmax_staleness = 1\n")
     return tmp_path
 
 
@@ -66,19 +88,49 @@ def test_a_status_is_read_as_it_was_written(folder: Path):
     assert read_status(folder) == STATUS
 
 
+async def looks(run: FakeRun, more: int) -> None:
+    for _ in range(more):
+        run.looked.clear()
+        await asyncio.wait_for(run.looked.wait(), 10)
+
+
 async def test_a_run_does_once_what_is_asked_for_and_says_how_it_stands(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(control, "LOOK_S", 0.005)
+    monkeypatch.setattr(control, "LOOK_S", 0.001)
     run = FakeRun()
-    keeping = asyncio.create_task(keep_control(folder, run))
-    ask(folder, Wanted(rollouts=3))
-    await asyncio.sleep(0.1)
-    ask(folder, Wanted(rollouts=3))
-    await asyncio.sleep(0.1)
-    keeping.cancel()
-    assert run.resized == [Wanted(rollouts=3)]
-    found = read_status(folder)
+    async with controlled(folder, run):
+        ask(folder, Wanted(rollouts=3))
+        await looks(run, 2)
+        ask(folder, Wanted(rollouts=3))
+        await looks(run, 2)
+        found = read_status(folder)
+    assert run.asked == [Wanted(rollouts=3)]
     assert found is not None
     assert replace(found, at=0.0) == STATUS
+    assert is_running(found)
+
+
+async def test_a_run_says_how_it_ended(folder: Path):
+    async with controlled(folder, FakeRun()):
+        pass
+    found = read_status(folder)
+    assert found is not None
+    assert (found.state, is_running(found)) == ("ended", False)
+    with pytest.raises(ExceptionGroup):
+        async with controlled(folder, FakeRun()):
+            raise ValueError("not finite")
+    found = read_status(folder)
+    assert found is not None
+    assert (found.state, found.why) == ("failed", "not finite")
+
+
+async def test_counts_and_pause_hold_for_the_next_driver_and_an_end_does_not(folder: Path, monkeypatch):
+    monkeypatch.setattr(control, "LOOK_S", 0.001)
+    for wanted in (Wanted(rollouts=3), Wanted(paused=True), Wanted(checkpoint=4), Wanted(stop=True)):
+        ask(folder, wanted)
+    run = FakeRun()
+    async with controlled(folder, run):
+        await looks(run, 1)
+    assert run.asked == [Wanted(rollouts=3, paused=True)]
 
 
 def say(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -122,13 +174,18 @@ def test_scale_waits_until_it_is_so(folder: Path, capsys: pytest.CaptureFixture[
     running.join()
     assert lines[-1] == "version 12: rollouts 3 of 3 serve; scorers 1 of 1 serve"
     assert "version 12: rollouts 1 of 3 serve, 2 starting; scorers 1 of 1 serve" in lines
-    assert json.loads((folder / "wanted.json").read_text()) == {"rollouts": 3, "scorers": None}
+    assert read_wanted(folder) == Wanted(rollouts=3)
 
 
 @pytest.mark.parametrize(
     ("age_s", "autoscale", "arguments", "message"),
     [
-        (60.0, None, ["--rollouts", "2"], "no run goes on in"),
+        (
+            60.0,
+            None,
+            ["--rollouts", "2"],
+            "no run goes on there: lost, its driver on node-1 has said nothing for 1:00 min: it was killed",
+        ),
         (
             0.0,
             [1, 3],
@@ -158,4 +215,7 @@ def test_who_is_neither_a_folder_nor_a_job_is_said(capsys: pytest.CaptureFixture
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(SystemExit):
         main(["scale", "raysubmit_x"])
-    assert "raysubmit_x: is no run directory, and to find a Ray job RAY_ADDRESS must say" in capsys.readouterr().err
+    assert (
+        "raysubmit_x: is no run directory here, and no job that can be asked for: where is the cluster? Give --address"
+        in capsys.readouterr().err
+    )
