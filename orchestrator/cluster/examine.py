@@ -13,8 +13,8 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from orchestrator.cluster.address import check_address
 from orchestrator.cluster.on_node import family, last_lines, logs_of, stacks
-from orchestrator.cluster.start import check_address
 
 LOG_LINES = 200
 ASKING_S = 60.0

@@ -107,16 +107,25 @@ class Cluster:
         """The job, when it has ended; *say* is given what it says meanwhile."""
         with self._asked():
             asyncio.run(self._tell(name, say))
-        return self.when_over(name)
+        while not (job := self.job(name)).is_over:
+            time.sleep(ASK_EVERY_S)
+        return job
 
     async def _tell(self, name: str, say: Callable[[str], None]) -> None:
         async for text in self._client.tail_job_logs(name):
             say(_SAID_BY_RAY.sub("", text))
 
-    def when_over(self, name: str) -> Job:
-        while not (job := self.job(name)).is_over:
+    def _watch(self, name: str, say: Callable[[str], None]) -> Job:
+        """`follow`, of a job that says little and ends soon: Ray's own way takes seconds to notice that it has."""
+        said = ""
+        while True:
+            job = self.job(name)
+            text = self.log(name)
+            say(text.removeprefix(said))
+            said = text
+            if job.is_over:
+                return job
             time.sleep(ASK_EVERY_S)
-        return job
 
     def do_there(self, job: Job, command: str, what: str, say: Callable[[str], None]) -> int:
         """Have *command* done on the node of *job*'s driver; *say* is given what it says. Returns its exit status.
@@ -127,7 +136,7 @@ class Cluster:
         there = {"entrypoint_label_selector": {"ray.io/node-id": job.node}} if job.node else {}
         self.submit(command, name, {NAME: f"star-r1 {what}"}, **there)
         try:
-            done = self.follow(name, say)
+            done = self._watch(name, say)
         except BaseException:
             with self._asked():
                 self._client.stop_job(name)

@@ -9,7 +9,6 @@ import logging
 import math
 import os
 import secrets
-import socket
 import subprocess
 import sys
 import threading
@@ -23,6 +22,7 @@ from typing import Any
 import ray
 
 from learner.config import LearnerJob
+from orchestrator.cluster.address import check_address
 from orchestrator.cluster.crew import Crew, Tell, supervise
 from orchestrator.cluster.learner import History, LearnerCrew, LearnerHand, Nothing, RayLearner
 from orchestrator.cluster.placement import wanted
@@ -34,7 +34,6 @@ from orchestrator.supervision.supervisor import Supervisor
 logger = logging.getLogger(__name__)
 
 PACKAGES = ("records", "tasks", "rollout", "learner", "reward_service", "orchestrator")
-ADDRESS_TIMEOUT_S = 10.0
 REFUSED_WITHIN_S = 10.0
 
 
@@ -113,20 +112,6 @@ def is_open(address: str) -> bool:
     except subprocess.TimeoutExpired:  # Ray tries again and again
         return False
     return asked.returncode == 0
-
-
-def check_address(address: str) -> None:
-    """Ray itself would log for minutes before it gives up. What names no host and port is left to it."""
-    host, colon, port = address.rpartition(":")
-    remedy = "start a cluster there, or unset RAY_ADDRESS to use a local one"
-    if address == "auto" or "://" in address:
-        return
-    if not (colon and host and port.isdigit()):
-        raise ConfigError(f"RAY_ADDRESS={address}: is not HOST:PORT, for example 127.0.0.1:6379; {remedy}")
-    try:
-        socket.create_connection((host, int(port)), ADDRESS_TIMEOUT_S).close()
-    except (OSError, OverflowError) as error:
-        raise ConfigError(f"RAY_ADDRESS={address}: no Ray answers there ({error}); {remedy}") from error
 
 
 async def start_roles(

@@ -21,6 +21,7 @@ from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from orchestrator.loop.stop import to_its_end
 from orchestrator.run.folders import lock, write_whole
 
 logger = logging.getLogger(__name__)
@@ -210,5 +211,7 @@ async def keep_control(folder: Path, run: Controlled) -> None:
         if wanted != known:
             run.do(wanted)
             known = wanted
-        await asyncio.to_thread(write_status, folder, run.status())
+        _, stopped = await to_its_end(asyncio.to_thread(write_status, folder, run.status()))
+        if stopped:  # only now: what is written in the end must be written last
+            raise asyncio.CancelledError
         await asyncio.sleep(LOOK_S)

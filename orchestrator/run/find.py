@@ -3,18 +3,21 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from orchestrator.cluster.jobs import RELEASE, Cluster, Job, command_line, connect, folder_of
 from orchestrator.config import ConfigError
 from orchestrator.run.control import OtherRelease, TornFile, own_release, read_status
+
+if TYPE_CHECKING:
+    from orchestrator.cluster.jobs import Cluster, Job
 
 
 @dataclass(frozen=True, slots=True)
 class Elsewhere:
     """A run that only its cluster sees, in *folder* there; None while it has not said where."""
 
-    cluster: Cluster
-    job: Job
+    cluster: "Cluster"
+    job: "Job"
     folder: Path | None
 
     def do(self, words: list[str], say: Callable[[str], None]) -> int:
@@ -22,6 +25,8 @@ class Elsewhere:
 
         Raises ConfigError.
         """
+        from orchestrator.cluster.jobs import command_line
+
         what, *others = words
         return self.cluster.do_there(self.job, command_line(what, self.begun(), *others), what, say)
 
@@ -40,6 +45,8 @@ def find_run(named: str | None, address: str | None) -> Path | Elsewhere:
     """
     if named is not None and Path(named).is_dir():
         return Path(named)
+    from orchestrator.cluster.jobs import RELEASE, connect, folder_of  # a folder needs no Ray
+
     try:
         cluster = connect(address)
     except ConfigError as error:
@@ -58,7 +65,7 @@ def find_run(named: str | None, address: str | None) -> Path | Elsewhere:
     return folder if folder is not None and _is_of(job, folder) else Elsewhere(cluster, job, folder)
 
 
-def _is_of(job: Job, folder: Path) -> bool:
+def _is_of(job: "Job", folder: Path) -> bool:
     """Whether *folder*, as this machine sees it, is that of the job."""
     try:
         status = read_status(folder)

@@ -13,6 +13,7 @@ from orchestrator.run.folders import is_locked
 from orchestrator.run.metrics import read_rows
 
 DRIVER_LOCK = ".lock"
+GONE = (*OVER, "lost")
 PACE_STEPS = 10
 """The time that is left is reckoned from so many of the last steps."""
 
@@ -60,7 +61,7 @@ class Standing:
         return [
             f"{self.state}{f' ({self.why})' if self.why else ''}: step {self.step} of {self.steps or '?'}{ago}{left}",
             learned,
-            self.workers or "no workers yet",
+            self.workers or ("no workers any more" if self.state in GONE else "no workers yet"),
             f"staleness: {stale}, {'?' if self.max_staleness is None else self.max_staleness} at most",
             f"run directory: {self.folder}" + (f", job {self.job}" if self.job else ""),
         ]
@@ -89,7 +90,7 @@ def look(folder: Path) -> Standing:
         ) from error
     state, why = _state(status, lives)
     last = rows[-1] if rows else {}
-    step, over = int(last.get("step", 0)), state in (*OVER, "lost")
+    step, over = int(last.get("step", 0)), state in GONE
     pace = [row["step_s"] for row in rows[-PACE_STEPS:]]
     return Standing(
         folder=str(folder.resolve()),

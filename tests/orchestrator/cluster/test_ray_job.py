@@ -1,8 +1,12 @@
-"""The same command as the entrypoint of a Ray job: a head is started, the job submitted, its logs and metrics read."""
+"""Runs as Ray jobs, on a head that is started for them: one by Ray's own command, whose logs and metrics are read, and
+beside it one by `star-r1 submit`, asked for all there is to ask, and stopped.
+"""
 
 import contextlib
+import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -13,8 +17,13 @@ from pathlib import Path
 import psutil
 import pytest
 
+from orchestrator.commands.cli import main
+from orchestrator.run import doctor, find
+from orchestrator.run.journal import read_events
+
 pytestmark = pytest.mark.slow
 BIN = Path(sys.executable).parent
+ROOT = Path(__file__).parents[3]
 
 
 def free_port() -> int:
@@ -31,20 +40,21 @@ def read(url: str) -> str:
         return ""
 
 
-@pytest.fixture
-def head(tmp_path):
-    """A Ray head with a dashboard, of this test alone: its environment and the addresses of dashboard and metrics."""
+@pytest.fixture(scope="module")
+def head(tmp_path_factory):
+    """A Ray head with a dashboard, of this module alone: its environment and the addresses of dashboard and metrics."""
     gcs, dashboard, metrics, agent = free_port(), free_port(), free_port(), free_port()
     env = os.environ | {
         "PATH": f"{BIN}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),  # as an image has the packages
         "RAY_AUTH_MODE": "disabled",
         "RAY_metrics_report_interval_ms": "1000",
     }
     command = [BIN / "ray", "start", "--head", "--block", f"--port={gcs}", f"--dashboard-port={dashboard}"]
-    command += [f"--metrics-export-port={metrics}", "--num-cpus=4", "--disable-usage-stats"]
+    command += [f"--metrics-export-port={metrics}", "--num-cpus=6", "--disable-usage-stats"]
     # The agent takes the jobs. Its usual port may belong to that of another test's Ray.
     command += [f"--dashboard-agent-listen-port={agent}"]
-    with (tmp_path / "head.log").open("w") as log:
+    with (tmp_path_factory.mktemp("head") / "head.log").open("w") as log:
         process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
     try:
         wait_for(lambda: read(f"http://127.0.0.1:{dashboard}/api/version"), 90, "the dashboard")
@@ -72,13 +82,37 @@ def wait_for(condition, seconds: float, what: str):
     raise AssertionError(f"{what} did not come within {seconds} s")
 
 
-def test_a_submitted_job_trains_and_shows_its_metrics(head, tmp_path):
+SMALL = ["loop.groups_per_step=4", "rollout.samples_per_prompt=4", "rollout.kv_cache_mib=64"]
+SMALL += ["data.train=12", "data.test=6", "evaluation.max_samples=6"]
+RULE = "import lengths\ndef rule(reply, gold): return {'short': lengths.short(reply)}\n"
+
+
+def flags(*settings: str) -> list[str]:
+    return [word for setting in [*SMALL, *settings] for word in ("--set", setting)]
+
+
+@pytest.fixture(scope="module")
+def session(head, data, tmp_path_factory):
+    """A run that would take days, submitted from a folder with a rule of the user's own: its job, its directory."""
+    env, dashboard, _ = head
+    folder, out = tmp_path_factory.mktemp("user"), tmp_path_factory.mktemp("cluster") / "run"
+    shutil.copy(ROOT / "deploy/runs/tiny_cpu.toml", folder / "mine.toml")
+    (folder / "my_rule.py").write_text(RULE)
+    (folder / "lengths.py").write_text("def short(reply): return float(len(reply) < 100)\n")
+    settings = [f"model={ROOT}/deploy/models/tiny", f"data.path={data}", "loop.steps=1000000"]
+    settings += ["reward_service.rule=my_rule:rule"]
+    command = [BIN / "star-r1", "submit", "mine.toml", "--address", dashboard, "--out", str(out), *flags(*settings)]
+    said = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr
+    assert "with mine.toml, lengths.py, my_rule.py; its run directory there:" in said.stdout
+    (job,) = re.findall(r"^submitted (mine-\d{8}-\d{6}),", said.stdout, re.MULTILINE)
+    return job, out
+
+
+def test_a_submitted_job_trains_and_shows_its_metrics(head, session, data, tmp_path):
     env, dashboard, metrics = head
-    settings = ["loop.steps=4", "loop.groups_per_step=4", "rollout.samples_per_prompt=4", "rollout.kv_cache_mib=64"]
-    settings += ["data.train=12", "data.test=6", "data.spp=1", "evaluation.max_samples=6", f"data.path={tmp_path}/data"]
     entrypoint = ["star-r1", "train", "deploy/runs/tiny_cpu.toml", "--out", f"{tmp_path}/run"]
-    for setting in settings:
-        entrypoint += ["--set", setting]
+    entrypoint += flags("loop.steps=4", f"data.path={data}")
     submit = [BIN / "ray", "job", "submit", "--address", dashboard, "--working-dir", ".", "--", *entrypoint]
     with (tmp_path / "job.log").open("w") as log:
         job = subprocess.Popen(submit, env=env, stdout=log, stderr=subprocess.STDOUT)
@@ -90,17 +124,63 @@ def test_a_submitted_job_trains_and_shows_its_metrics(head, tmp_path):
 
     assert all(-20 < float(value) < 20 for value in wait_for(rewards, 240, "star_r1_reward on the metrics port"))
     assert "ray_star_r1_staleness_max{" in read(metrics)
-    (name,) = set(re.findall(r"raysubmit_\w+", logs.read_text()))
-    asked = subprocess.run(
-        [BIN / "star-r1", "scale", name, "--scorers", "2", "--dry-run"],
-        env=env | {"RAY_ADDRESS": dashboard},
-        capture_output=True,
-        text=True,
-    )
-    assert "would change scorers: 1 -> 2" in asked.stdout, asked.stderr
     assert job.wait(240) == 0, logs.read_text()
     text = logs.read_text()
     assert "using the Ray cluster at" in text
     assert "asks for no token: whoever reaches its ports can run code there as you" in text
     assert "step   4/4" in text
     assert (tmp_path / "run" / "model" / "model.safetensors").exists()
+
+
+@pytest.fixture
+def ask(head, monkeypatch, capsys):
+    """A command of star-r1, given at the cluster's address; what it says. *away*: where no run directory is seen."""
+
+    def asked(*words: str, away: bool = False, refused: bool = False) -> str:
+        monkeypatch.setattr(find, "_is_of", (lambda job, folder: False) if away else seen_here)
+        capsys.readouterr()
+        with pytest.raises(SystemExit) if refused else contextlib.nullcontext():
+            main([*words, "--address", head[1]])
+        said = capsys.readouterr()
+        return said.out + said.err
+
+    seen_here = find._is_of
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    return asked
+
+
+def test_a_run_does_what_it_is_asked_from_wherever_its_head_is_reached(head, session, ask, tmp_path):
+    job, out = session
+    rows = out / "metrics.jsonl"
+    wait_for(lambda: rows.exists() and rows.read_text().count("\n") > 2, 240, "the third step")
+    assert ask("status", away=True).startswith("running: step ")
+
+    assert "paused at version" in ask("pause", job, away=True)
+    wait_for(lambda: last_event(out, "served") == last_event(out, "trained"), 60, "the end of what was in flight")
+    steps = rows.read_text().count("\n")
+    assert ask("status").startswith("paused: step ")
+    assert "scorers 2 of 2 serve" in ask("scale", job, "--scorers", "2")
+    assert f"the checkpoint of step {steps} is in {out}" in ask("checkpoint", job, away=True)
+    assert rows.read_text().count("\n") == steps  # nothing was sampled, and nobody taken for hung
+    assert "goes on from version" in ask("resume", job)
+    wait_for(lambda: rows.read_text().count("\n") > steps, 60, "a step after the pause")
+
+    ask("doctor", job, "--out", f"{tmp_path}/it.zip", away=True)
+    found = doctor.read(tmp_path / "it.zip")
+    assert {f"workers/{name}.txt" for name in ("driver", "rollout-0", "learner-0-rank-0", "reward-1")} <= found.keys()
+    assert "RolloutActor" in found["workers/rollout-0.txt"]
+    assert "RolloutActor" in found["actors.json"]
+    assert "resume" in found["job.txt"]
+
+    assert "stopped after step" in ask("stop", job, away=True)
+    assert ask("status", job, away=True).startswith("stopped: step ")
+    assert "no run goes on there: stopped" in ask("pause", job, away=True, refused=True)
+    (ended,) = [it for it in json.loads(read(f"{head[1]}/api/jobs/")) if it["submission_id"] == job]
+    assert (ended["status"], ended["metadata"]["job_name"]) == ("SUCCEEDED", "mine")
+    assert "paused" in {event.name for event in read_events(out / "journal.jsonl")[0]}
+
+
+def last_event(out: Path, name: str) -> int:
+    """The step or version of the newest event of this *name*."""
+    found = [event.facts for event in read_events(out / "journal.jsonl")[0] if event.name == name]
+    return found[-1].get("step", found[-1].get("version"))

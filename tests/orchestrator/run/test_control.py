@@ -123,6 +123,29 @@ async def test_a_run_says_how_it_ended(folder: Path):
     assert (found.state, found.why) == ("failed", "not finite")
 
 
+async def test_how_it_ended_is_written_last(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """Also where the disk is slow to take what the run said before."""
+    may_write, written, begun = threading.Event(), threading.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def slowly(folder: Path, status: Status) -> None:
+        if status.state == "running":
+            loop.call_soon_threadsafe(begun.set)
+            assert may_write.wait(10)
+        write_status(folder, status)
+        if status.state == "running":
+            written.set()
+
+    monkeypatch.setattr(control, "write_status", slowly)
+    async with controlled(folder, FakeRun()):
+        await begun.wait()
+        loop.call_later(0.05, may_write.set)
+    assert await asyncio.to_thread(written.wait, 10)
+    found = read_status(folder)
+    assert found is not None
+    assert found.state == "ended"
+
+
 async def test_counts_and_pause_hold_for_the_next_driver_and_an_end_does_not(folder: Path, monkeypatch):
     monkeypatch.setattr(control, "LOOK_S", 0.001)
     for wanted in (Wanted(rollouts=3), Wanted(paused=True), Wanted(checkpoint=4), Wanted(stop=True)):
