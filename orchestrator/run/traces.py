@@ -190,13 +190,16 @@ def _rows(
         }
 
 
-def read_traces(run: Path, columns: Sequence[str] | None = None) -> pa.Table:
+def read_traces(run: Path, columns: Sequence[str] | None = None, tickets: Sequence[int] | None = None) -> pa.Table:
     """All that the run in the folder *run* has kept, by step, ticket and sample; no rows if it kept nothing.
+
+    With *tickets*, the samples of these groups alone.
 
     Raises ValueError, which names it, for a file that cannot be read.
     """
     schema = SCHEMA if columns is None else pa.schema([SCHEMA.field(name) for name in columns])
-    tables = [_read(file.path, schema.names) for file in _files(run / TRACES)]
+    chosen = None if tickets is None else pc.field("ticket").isin(pa.array(tickets, pa.int64()))
+    tables = [_read(file.path, schema.names, chosen) for file in _files(run / TRACES)]
     return pa.concat_tables(tables) if tables else schema.empty_table()
 
 
@@ -251,9 +254,9 @@ def _put_together(folder: Path, full: int) -> None:
         file.path.unlink()
 
 
-def _read(path: Path, columns: Sequence[str]) -> pa.Table:
+def _read(path: Path, columns: Sequence[str], chosen: pc.Expression | None = None) -> pa.Table:
     try:
-        return pq.read_table(path, columns=list(columns))
+        return pq.read_table(path, columns=list(columns), filters=chosen)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path}: cannot be read ({error}); move it away to go on without its samples") from error
 
