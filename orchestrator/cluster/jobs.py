@@ -24,11 +24,14 @@ from ray.job_submission import JobSubmissionClient
 
 from orchestrator.config import ConfigError
 
-RELEASE, NAME = "star_r1_release", "job_name"
-"""What a job's metadata say: the release of star-r1 that submitted it, and what the dashboard shows as its name."""
+RELEASE, COMMAND, NAME = "star_r1_release", "star_r1_command", "job_name"
+"""What a job's metadata say: the release of star-r1 that submitted a run, or which command it is; and its name on the
+dashboard."""
 ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 SET_BY_RAY = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 ASK_EVERY_S = 0.3
+KEPT_S = 30.0
+"""Ray looks after a job for a while after its end, and would take one that is deleted then for lost."""
 CHATTY = ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging")
 """Of Ray's modules, those that tell a user of their own doings."""
 _SAID_BY_RAY = re.compile(r"^(\S+ \S+\tINFO job_manager\.py:\d+ -- .*|Running entrypoint for job .*)\n", re.MULTILINE)
@@ -52,6 +55,8 @@ class Job:
     node: str | None
     entrypoint: str
     metadata: Mapping[str, str]
+    began_s: float
+    ended_s: float | None
 
     @property
     def is_over(self) -> bool:
@@ -130,25 +135,31 @@ class Cluster:
     def do_there(self, job: Job, command: str, what: str, say: Callable[[str], None]) -> int:
         """Have *command* done on the node of *job*'s driver; *say* is given what it says. Returns its exit status.
 
-        Interrupted, it is stopped there as well.
+        Interrupted, it is stopped there as well. The list of jobs keeps the last commands, and no others.
         """
         name = f"{what}-{job.id}-{secrets.token_hex(3)}"
         there = {"entrypoint_label_selector": {"ray.io/node-id": job.node}} if job.node else {}
-        self.submit(command, name, {NAME: f"star-r1 {what}"}, **there)
+        self.submit(command, name, {NAME: f"star-r1 {what}", COMMAND: what}, **there)
         try:
             done = self._watch(name, say)
         except BaseException:
             with self._asked():
                 self._client.stop_job(name)
             raise
-        with self._asked():
-            self._client.delete_job(name)
+        self._forget_commands(done.began_s - KEPT_S)
         if done.exit_status is None:
             raise ConfigError(f"{job.id}: the cluster could not do star-r1 {what}: {done.message}")
         return done.exit_status
 
+    def _forget_commands(self, ended_before: float) -> None:
+        """By the clock of the head, which says when jobs begin and end."""
+        for job in self.jobs():
+            if COMMAND in job.metadata and job.ended_s is not None and job.ended_s < ended_before:
+                with self._asked():
+                    self._client.delete_job(job.id)
+
     def total(self) -> tuple[dict[str, float], bool]:
-        """What all nodes have, and whether the cluster can get more of them."""
+        """What all nodes have, and whether the cluster may get more of them: who does not say that it cannot, may."""
         nodes, status = (self._get(path)["data"] for path in ("/nodes?view=summary", "/api/cluster_status"))
         found: dict[str, float] = {}
         for node in nodes["summary"]:
@@ -156,7 +167,8 @@ class Cluster:
                 if node["raylet"].get("state") == "ALIVE":
                     found[kind] = found.get(kind, 0.0) + count
         types = ((status["clusterStatus"] or {}).get("autoscalerReport") or {}).get("nodeTypeMapping") or {}
-        return found, any(not kind.startswith("node_") for kind in types.values())  # Ray's names without an autoscaler
+        fixed = types and all(kind.startswith("node_") for kind in types.values())  # Ray's names without an autoscaler
+        return found, not fixed
 
     def _get(self, path: str) -> Any:
         with self._asked():
@@ -221,6 +233,8 @@ def _job(found: Any) -> Job:
         node=found.driver_node_id,
         entrypoint=found.entrypoint,
         metadata=found.metadata or {},
+        began_s=(found.start_time or 0) / 1000,
+        ended_s=None if found.end_time is None else found.end_time / 1000,
     )
 
 

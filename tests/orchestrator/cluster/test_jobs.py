@@ -9,7 +9,7 @@ import pytest
 from ray.exceptions import AuthenticationError
 
 from orchestrator.cluster import jobs
-from orchestrator.cluster.jobs import NAME, RELEASE, connect, own_job
+from orchestrator.cluster.jobs import COMMAND, NAME, RELEASE, connect, own_job
 from orchestrator.commands.cli import main
 from orchestrator.config import ConfigError
 from orchestrator.run.control import own_release
@@ -32,6 +32,7 @@ class FakeHead:
         self.options: dict[str, Any] = {}
         self.answer, self.exit_status = "done\n", 0
         self.failure: Exception | None = None
+        self.now_ms = 1_000_000
         self.answers: dict[str, Any] = {}
 
     def __call__(self, address: str) -> "FakeHead":
@@ -39,7 +40,7 @@ class FakeHead:
 
     def add(self, name: str, status: str = "RUNNING", log: str = "run directory: /far/run\n", **facts: Any) -> None:
         defaults = {"entrypoint": TRAIN, "metadata": None, "message": "", "driver_exit_code": None}
-        defaults |= {"driver_node_id": "node-1", "start_time": len(self.jobs)}
+        defaults |= {"driver_node_id": "node-1", "start_time": self.now_ms, "end_time": None}
         job = defaults | facts
         self.jobs[name] = SimpleNamespace(submission_id=name, status=SimpleNamespace(value=status), **job)
         self.logs[name] = RAN + log
@@ -51,9 +52,9 @@ class FakeHead:
 
     def submit_job(self, *, entrypoint: str, submission_id: str, metadata: dict[str, str], **options: Any) -> None:
         self.options = options
-        status, failed = ("FAILED", {"driver_exit_code": self.exit_status}) if self.exit_status else ("SUCCEEDED", {})
-        facts = {"driver_exit_code": 0} | failed | {"entrypoint": entrypoint, "metadata": metadata}
-        self.add(submission_id, status, self.answer, message="exit code", **facts)
+        status = "FAILED" if self.exit_status else "SUCCEEDED"
+        facts = {"driver_exit_code": self.exit_status, "end_time": self.now_ms, "message": "exit code"}
+        self.add(submission_id, status, self.answer, entrypoint=entrypoint, metadata=metadata, **facts)
 
     def get_job_logs(self, name: str) -> str:
         return self.logs[name]
@@ -96,7 +97,6 @@ def test_a_command_is_done_on_the_drivers_node_and_ends_as_it_does_there(head: F
     main(["pause", "tiny-1", "--address", URL])
     assert capsys.readouterr().out == "paused at version 7\n"
     assert head.options == {"entrypoint_label_selector": {"ray.io/node-id": "node-1"}}
-    assert list(head.jobs) == ["tiny-1"]  # nothing of it stays in the list of jobs
     head.exit_status = 2
     head.answer = "star-r1: no run goes on there\n"
     with pytest.raises(SystemExit) as ended:
@@ -104,14 +104,22 @@ def test_a_command_is_done_on_the_drivers_node_and_ends_as_it_does_there(head: F
     assert ended.value.code == 2
 
 
-def test_what_is_done_there_is_the_command_itself(head: FakeHead, monkeypatch: pytest.MonkeyPatch):
+def test_what_is_done_there_is_the_command_itself(head: FakeHead):
     head.add("tiny-1")
-    done = []
-    monkeypatch.setattr(head, "delete_job", lambda name: done.append(head.jobs.pop(name)))
     main(["scale", "tiny-1", "--rollouts", "3", "--dry-run", "--address", URL])
-    (job,) = done
+    (job,) = (job for name, job in head.jobs.items() if name.startswith("scale-tiny-1-"))
     assert job.entrypoint == "star-r1 scale /far/run --rollouts 3 --dry-run"
-    assert job.metadata == {NAME: "star-r1 scale"}
+    assert job.metadata == {NAME: "star-r1 scale", COMMAND: "scale"}
+
+
+def test_the_list_of_jobs_keeps_the_last_commands_and_all_runs(head: FakeHead):
+    """One that ended a moment ago is still looked after: deleted, it would come back as failed."""
+    head.add("tiny-1")
+    head.add("old", "SUCCEEDED", end_time=head.now_ms)
+    for _ in range(3):
+        main(["pause", "tiny-1", "--address", URL])
+        head.now_ms += 20_000
+    assert [name.split("-")[0] for name in head.jobs] == ["tiny", "old", "pause", "pause"]
 
 
 def test_who_stops_waiting_stops_it_there(head: FakeHead, monkeypatch: pytest.MonkeyPatch):

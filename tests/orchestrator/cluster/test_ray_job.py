@@ -175,8 +175,10 @@ def test_a_run_does_what_it_is_asked_from_wherever_its_head_is_reached(head, ses
     assert "stopped after step" in ask("stop", job, away=True)
     assert ask("status", job, away=True).startswith("stopped: step ")
     assert "no run goes on there: stopped" in ask("pause", job, away=True, refused=True)
-    (ended,) = [it for it in json.loads(read(f"{head[1]}/api/jobs/")) if it["submission_id"] == job]
+    jobs = [it for it in json.loads(read(f"{head[1]}/api/jobs/")) if it["metadata"]]
+    (ended,) = [it for it in jobs if it["submission_id"] == job]
     assert (ended["status"], ended["metadata"]["job_name"]) == ("SUCCEEDED", "mine")
+    assert {it["status"] for it in jobs if it["metadata"]["job_name"] == "star-r1 status"} == {"SUCCEEDED"}
     assert "paused" in {event.name for event in read_events(out / "journal.jsonl")[0]}
 
 
