@@ -20,6 +20,7 @@ from records.task import Task
 MOST_SAMPLES = 10_000
 MOST_PIXELS = 480
 """Width and height of a picture on the page."""
+QUALITY = 60
 UNKNOWN = -128
 """Stands for a log-prob difference that nobody has."""
 LEAST_NATS, MOST_NATS = 1e-3, 10.0
@@ -76,7 +77,7 @@ def shrink(picture: bytes) -> str:
         return ""
     image.thumbnail((MOST_PIXELS, MOST_PIXELS))
     out = io.BytesIO()
-    image.save(out, "WEBP", quality=80, method=0)
+    image.save(out, "WEBP", quality=QUALITY, method=0)
     return base64.b64encode(out.getvalue()).decode()
 
 

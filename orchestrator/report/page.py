@@ -30,6 +30,8 @@ SCRIPTS = ("gallery.js", "charts.js", "main.js")
 
 def make_page(runs: Sequence[RunData], now: float, stamp: str | None = None) -> str:
     """At the time *now*, in seconds since 1970. One with a *stamp* asks its server for what is newer (`serve.py`)."""
+    payload = make_payload(runs, now)
+    pictures = payload.pop("pictures")
     script = "\n".join(_asset(name) for name in SCRIPTS)
     page = _ENVIRONMENT.from_string(_asset("page.html"))
     return page.render(
@@ -38,7 +40,8 @@ def make_page(runs: Sequence[RunData], now: float, stamp: str | None = None) -> 
         script=script,
         hashes=[_hash(text) for text in (script, get_plotlyjs())],
         plotly=_plotly(),
-        payload=base64.b64encode(pack(make_payload(runs, now))).decode(),
+        payload=base64.b64encode(pack(payload)).decode(),
+        pictures=json.dumps(pictures),  # in base64, which no HTML can be; packed once more they would only take longer
         stamp=stamp,
     )
 

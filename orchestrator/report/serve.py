@@ -60,7 +60,6 @@ class PageServer(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     server: PageServer
-    protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
         if self.headers.get("Host", "").rpartition(":")[0] not in OWN_NAMES:

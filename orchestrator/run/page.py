@@ -8,6 +8,7 @@ import tomllib
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -136,7 +137,10 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"{folder}: is no run directory, for it has no config.toml; give one that `star-r1 train` made"
         )
     try:
-        return tomllib.loads(path.read_text())
+        config = tomllib.loads(path.read_text())
+        if missing := {"task", "model", "loop", "data"} - config.keys():
+            raise ValueError(f"it has no {', '.join(sorted(missing))}")
+        return config
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read ({error}); put back the one that the run wrote") from error
 
@@ -195,8 +199,14 @@ def _prompts(
 
 def _token_texts(folder: Path, config: dict[str, Any]) -> Callable[[int], str | None]:
     """By the tokeniser of the policy, where it is a folder that is still there; None for each token without one."""
-    for place in (folder / "model", folder / config["model"]):
-        if (place / "tokenizer.json").exists():
-            tokenizer = Tokenizer.from_file(str(place / "tokenizer.json"))
-            return lambda token: tokenizer.decode([token], skip_special_tokens=False) or tokenizer.id_to_token(token)
-    return lambda token: None
+    places = [place / "tokenizer.json" for place in (folder / "model", folder / config["model"])]
+
+    @cache
+    def tokenizer() -> Tokenizer | None:
+        return next((Tokenizer.from_file(str(place)) for place in places if place.exists()), None)
+
+    def text(token: int) -> str | None:
+        known = tokenizer()
+        return known and (known.decode([token], skip_special_tokens=False) or known.id_to_token(token))
+
+    return text

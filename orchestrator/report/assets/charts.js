@@ -15,7 +15,7 @@ function layoutOf(more) {
     font: { family: "system-ui, sans-serif", size: 12, color: style("--quiet") },
     margin: { l: 46, r: 10, t: 8, b: 34 }, height: 250, hovermode: "closest",
     hoverlabel: { bgcolor: style("--card"), bordercolor: style("--edge"), font: { color: style("--ink") } },
-    legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, maxheight: 0.9, font: { size: 11 } }, showlegend: true, ...more,
+    legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, maxheight: 0.9, traceorder: "normal", font: { size: 11 } }, showlegend: true, ...more,
   };
 }
 
@@ -157,7 +157,7 @@ class Charts {
   show(payload) {
     this.payload = payload;
     const { runs } = payload;
-    this.fill("time", runs.filter((run) => run.timeline).map((run) => [runs.length > 1 ? run.name : "", "darker is busier; dashed: what the window may hold", null, null, () => timeChart(run)]));
+    this.fill("time", runs.filter((run) => run.timeline).map((run) => [runs.length > 1 ? run.name : "", "lanes: a fuller colour is busier; dashed: what the window may hold", null, null, () => timeChart(run)]));
     this.fill("learning", learningCharts(runs));
     this.fill("freshness", freshnessCharts(runs));
     this.fill("behaviour", behaviourCharts(runs));

@@ -97,8 +97,6 @@ class Gallery {
     for (const name of Object.keys(ANY)) this.filter[name] = place.get(name) || "";
     this.key = place.get("group");
     this.beside = place.get("beside") !== "no";
-    this.inSight = false;
-    new IntersectionObserver(([entry]) => (this.inSight = entry.isIntersecting)).observe(root);
     document.addEventListener("keydown", (event) => this.onKey(event));
     addEventListener("resize", () => this.shown.length && (this.drawList(), this.drawStrips()));
   }
@@ -186,7 +184,8 @@ class Gallery {
   }
 
   onKey(event) {
-    if (!this.inSight || !this.shown.length || event.altKey || event.ctrlKey || event.metaKey) return;
+    const box = this.root.getBoundingClientRect();
+    if (box.top > innerHeight || box.bottom < 0 || !this.shown.length || event.altKey || event.ctrlKey || event.metaKey) return;
     if (/^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName)) return;
     const last = this.shown[this.place].count - 1;
     const moves = {

@@ -59,7 +59,8 @@ class Page {
 
 (async () => {
   const page = new Page();
-  page.show(JSON.parse(await unpack(document.getElementById("payload"))));
+  const payload = JSON.parse(await unpack(document.getElementById("payload")));
+  page.show({ ...payload, pictures: JSON.parse(document.getElementById("pictures").textContent) });
   document.documentElement.dataset.ready = performance.now().toFixed(0);
   if (document.body.dataset.stamp !== undefined) page.live(document.body.dataset.stamp);
 })();

@@ -17,7 +17,8 @@ from records.samples import Prompt
 from tasks.tvr.task import TASK
 from tests.fakes import TRUE_REPLY, make_prompt
 
-CONFIG = {"task": "tvr", "model": "none", "loop": {"steps": 4, "groups_per_step": 2, "max_staleness": 1}, "data": {}}
+LOOP = {"steps": 4, "groups_per_step": 2, "max_staleness": 1}
+CONFIG = {"task": "tvr", "model": "none", "loop": LOOP, "data": {"path": "gone"}}
 BAD = "<script>document.body.remove()</script><img src=x onerror=alert(1)></script>"
 
 
