@@ -281,6 +281,7 @@ class LearnerRank:
         engine = self._connected
         plan = plan_passes(_lengths(groups, learned or [0]), self._world_size, self._config.row_tokens)
         own = plan[self._rank]
+        seen: list[torch.Tensor] | None = [] if self._job.keeps_logprobs and learned else None
         for rows in own:  # every picture is read before the first gradient
             for row in rows.rows:
                 prompts.get(row.group)
@@ -289,7 +290,7 @@ class LearnerRank:
             for rows in own:
                 weight = 0.0 if rows.is_filler or not learned else 1.0
                 parts = join_tokens(_pick(tokens, rows.rows), engine.device, weight)
-                yield self._collate(groups, prompts, rows.rows), _bind(loss, parts)
+                yield self._collate(groups, prompts, rows.rows), _bind(loss, parts, seen)
 
         update = engine.update(passes(), names, step=self._version + 1)
         self._version = PolicyVersion(self._version + 1)
@@ -302,6 +303,7 @@ class LearnerRank:
             grad_norm=update.grad_norm,
             tokens=sum(len(part.weights) for index in learned for part in tokens[index]),
             stats=stats,
+            logprobs=() if seen is None else tuple(map(tuple, self._of_all_ranks(groups, plan, seen))),
         )
 
     def _reference_logprobs(self, groups: Sequence[SampleGroup], prompts: "_Prompts") -> list[list[np.ndarray]]:
@@ -310,7 +312,13 @@ class LearnerRank:
         plan = plan_passes(_lengths(groups, range(len(groups))), self._world_size, self._config.row_tokens)
         own = plan[self._rank]
         found = engine.reference_logprobs(self._collate(groups, prompts, rows.rows) for rows in own)
-        shared = engine.share([logprobs.numpy() for logprobs in found])
+        return self._of_all_ranks(groups, plan, found)
+
+    def _of_all_ranks(
+        self, groups: Sequence[SampleGroup], plan: Sequence[Sequence[Pass]], own: Sequence[torch.Tensor]
+    ) -> list[list[np.ndarray]]:
+        """By group and sample, from the log-probs `[M]` of this rank's *own* passes of the *plan*, in its order."""
+        shared = self._connected.share([logprobs.cpu().numpy() for logprobs in own])
         pairs = [
             (rows, torch.from_numpy(logprobs))
             for passes, results in zip(plan, shared, strict=True)
@@ -394,8 +402,15 @@ def _lengths(groups: Sequence[SampleGroup], chosen: Sequence[int]) -> list[Group
     ]
 
 
-def _bind(loss: PassLoss, tokens: Tokens) -> Loss:
-    return lambda logprobs: loss(logprobs, tokens)
+def _bind(loss: PassLoss, tokens: Tokens, seen: list[torch.Tensor] | None = None) -> Loss:
+    """*loss* of a pass with these *tokens*, whose log-probs are *seen*."""
+
+    def bound(logprobs: torch.Tensor) -> TokenLoss:
+        if seen is not None:
+            seen.append(logprobs.detach())
+        return loss(logprobs, tokens)
+
+    return bound
 
 
 def _pick(tokens: Sequence[Sequence[Tokens]], rows: Sequence[Row]) -> list[Tokens]:
@@ -404,7 +419,7 @@ def _pick(tokens: Sequence[Sequence[Tokens]], rows: Sequence[Row]) -> list[Token
 
 def _by_sample(groups: Sequence[SampleGroup], results: Iterable[tuple[Pass, torch.Tensor]]) -> list[list[np.ndarray]]:
     """From each pass and its log-probs `[M]`; passes that only fill up are left out."""
-    found: list[list[np.ndarray]] = [[np.empty(0)] * len(group.samples) for group in groups]
+    found: list[list[np.ndarray]] = [[np.empty(0, np.float32)] * len(group.samples) for group in groups]
     for rows, logprobs in results:
         places = [] if rows.is_filler else [(row.group, sample) for row in rows.rows for sample in row.samples]
         lengths = [len(groups[group].samples[sample].trace.token_ids) for group, sample in places]

@@ -100,7 +100,7 @@ class LearnerJob:
     Samples are drawn at *temperature* and are at most *max_answer_tokens* long; the run makes *steps* steps. Refused
     steps and checkpoints, the newest *keep_checkpoints* of them, go to *folder*, which all ranks share; writing one may
     take *checkpoint_timeout_s* seconds. On *device* "gpu" each rank has a GPU or ends at once; on "cpu" it leaves any
-    alone.
+    alone. With *keeps_logprobs* a step's report has what the policy gave the sampled tokens.
     """
 
     model: str
@@ -113,6 +113,7 @@ class LearnerJob:
     keep_checkpoints: int = 2
     device: Literal["cpu", "gpu"] = "cpu"
     checkpoint_timeout_s: float = 3600.0
+    keeps_logprobs: bool = False
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:

@@ -90,6 +90,19 @@ class CheckpointConfig(BaseModel):
     )
 
 
+class TracesConfig(BaseModel):
+    """What is kept of the answers that were sampled, to look at: `traces/` in the run directory."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    share: float = Field(
+        default=1.0, ge=0, le=1, description="Of the groups, evenly; larger takes more of the disk, 0 keeps none."
+    )
+    file_mib: int = Field(
+        default=16, ge=1, description="So large files become, in MiB; larger are fewer, and longer in the making."
+    )
+
+
 class SupervisionConfig(BaseModel):
     """When a worker counts as hung, and how those that are lost are replaced. Times are in seconds."""
 
@@ -140,6 +153,7 @@ class Sections(BaseModel):
     loop: LoopConfig
     evaluation: EvaluationConfig
     checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="A table of its own.")
+    traces: TracesConfig = Field(default=TracesConfig(), description="A table of its own.")
     supervision: SupervisionConfig = Field(default=SupervisionConfig(), description="A table of its own.")
     data: BaseModel = Field(description="The task's own table.")
     rollout: RolloutConfig

@@ -85,12 +85,21 @@ class Trace:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SampleTimes:
+    """When an answer's first token was there, and its last: seconds since 1970 by the clock of its worker."""
+
+    first_token: float
+    ended: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
-    """One answer: its trace and its text (special tokens left out)."""
+    """One answer: its trace and its text (special tokens left out). One that nobody sampled has no *times*."""
 
     id: str
     trace: Trace
     text: str
+    times: SampleTimes | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -139,11 +148,23 @@ class ScoringFailure(Exception):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Origin:
+    """Which *worker* sampled a group, when it was *asked*, and when each sample was *scored*, in the order of the
+    samples: seconds since 1970 by its clock.
+    """
+
+    worker: str
+    asked: float
+    scored: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ScoredGroup:
-    """A complete group: built only if every sample was scored."""
+    """A complete group: built only if every sample was scored. *origin* is None where no worker sampled it."""
 
     group: SampleGroup
     scores: tuple[Score, ...]
+    origin: Origin | None = None
 
     def __post_init__(self) -> None:
         want, have = len(self.group.samples), len(self.scores)
@@ -165,7 +186,9 @@ class StepReport:
     """One learner step happened and made *version*.
 
     *loss* and *grad_norm* are those of the step; *tokens* counts the answer tokens learned from; *stats* are further
-    means, each over those tokens, unless its name says otherwise.
+    means, each over those tokens, unless its name says otherwise. *logprobs*, if the job keeps them, are those that the
+    policy before the step gave the sampled tokens: by group of the step and sample `[La]` float32, empty where the
+    group was not learned from.
     """
 
     version: PolicyVersion
@@ -173,6 +196,7 @@ class StepReport:
     grad_norm: float
     tokens: int
     stats: dict[str, float] = field(default_factory=dict)
+    logprobs: tuple[tuple[np.ndarray, ...], ...] = field(default=(), compare=False)
 
 
 def _check(holds: bool, message: str) -> None:

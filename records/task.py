@@ -70,6 +70,32 @@ class Found:
         return dict(self.items)
 
 
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One thing that an answer says; *right* is None where the task cannot tell."""
+
+    text: str
+    right: bool | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reading:
+    """A reply beside the truth: the *reasoning*, what the answer *claims*, and what of the truth is *missing* in it.
+
+    Of one that cannot be read *malformed* says why, and nothing is claimed.
+    """
+
+    reasoning: str = ""
+    claims: tuple[Claim, ...] = ()
+    missing: tuple[str, ...] = ()
+    malformed: str | None = None
+
+    @property
+    def answer(self) -> str | None:
+        """As text; None if the reply cannot be read."""
+        return None if self.malformed is not None else ", ".join(claim.text for claim in self.claims)
+
+
 class Golds(Protocol):
     """The truth of one split, without its pictures."""
 
@@ -218,9 +244,21 @@ class Task(ABC):
         """Of the prompt: where only some can be shown, they are of different kinds."""
         return None
 
+    def truth(self, gold: Any) -> str:
+        """In words, on one line."""
+        return str(gold)
+
+    def read(self, reply: str, gold: Any) -> Reading:
+        """What *reply* says, beside the truth. Never raises, whatever the text."""
+        return Reading(claims=(Claim(reply.strip(), None),))
+
+    def behaviour(self, reply: str, gold: Any) -> Mapping[str, float]:
+        """How *reply* comes to its answer, in numbers by name; the same names for all, a yes or no as 1 or 0."""
+        return {}
+
     def show(self, gold: Any, replies: Mapping[str, str]) -> RenderableType:
         """The truth and *replies*, by what they are called, for a terminal."""
-        lines = [("true", str(gold)), *replies.items()]
+        lines = [("true", self.truth(gold)), *replies.items()]
         return Text("\n".join(f"  {name:<7} {printable(text)}" for name, text in lines))
 
     def check(self, data: Any, progress: Progress) -> tuple[list[str], bool]:

@@ -12,12 +12,16 @@ from collections.abc import Awaitable, Iterable
 from typing import Any, Protocol
 
 from records.manifest import Bucket, Manifest
-from records.samples import PolicyVersion, Prompt, Sample, SampleGroup, Score, ScoredGroup
+from records.samples import Origin, PolicyVersion, Prompt, Sample, SampleGroup, Score, ScoredGroup
 from rollout.config import OBJECT_STORE, RolloutConfig
 from rollout.engine import RolloutEngine, WorkerLost
 from rollout.shm import SharedFiles, remove_leftovers
 
 logger = logging.getLogger(__name__)
+
+
+Scored = tuple[Score, float]
+"""A score, and when it was there."""
 
 
 class WeightUpdateError(WorkerLost):
@@ -92,13 +96,15 @@ class RolloutWorker:
         SamplingError if the engine gave up; ValueError for a prompt that cannot be asked; ScoringFailure.
         """
         assert self._scorer is not None, f"rollout worker {self.worker_id} has no scorer"
+        asked = time.time()
         samples, scoring = await self._sample(prompt, self.config.samples_per_prompt, seed, greedy=False)
         try:
-            scores = await asyncio.gather(*scoring)
+            scores, scored = zip(*await asyncio.gather(*scoring), strict=True)
         except BaseException:
             _cancel(scoring)
             raise
-        return ScoredGroup(group=SampleGroup(prompt=prompt, samples=samples), scores=tuple(scores))
+        origin = Origin(worker=self.worker_id, asked=asked, scored=scored)
+        return ScoredGroup(group=SampleGroup(prompt=prompt, samples=samples), scores=scores, origin=origin)
 
     async def receive(self, manifest: Manifest, *buckets: Bucket) -> float:
         """Load the version of *manifest*, and return the seconds in which nothing could be sampled.
@@ -160,7 +166,7 @@ class RolloutWorker:
 
     async def _sample(
         self, prompt: Prompt, num_samples: int, seed: int, greedy: bool
-    ) -> tuple[tuple[Sample, ...], list[asyncio.Task[Score]]]:
+    ) -> tuple[tuple[Sample, ...], list[asyncio.Task[Scored]]]:
         """The samples, and the scoring of each, if it is to be scored, which goes on."""
         async with self._slots:
             await self._open.wait()
@@ -177,14 +183,14 @@ class RolloutWorker:
 
     async def _collect(
         self, prompt: Prompt, num_samples: int, seed: int, greedy: bool
-    ) -> tuple[tuple[Sample, ...], list[asyncio.Task[Score]]]:
+    ) -> tuple[tuple[Sample, ...], list[asyncio.Task[Scored]]]:
         samples: dict[int, Sample] = {}
-        scoring: dict[int, asyncio.Task[Score]] = {}
+        scoring: dict[int, asyncio.Task[Scored]] = {}
         try:
             async for index, sample in self._usable_engine().sample(prompt, num_samples, seed, greedy):
                 samples[index] = sample
                 if not greedy and self._scorer is not None:
-                    scoring[index] = asyncio.create_task(self._scorer.score(prompt.gold, sample))
+                    scoring[index] = asyncio.create_task(_score(self._scorer, prompt.gold, sample))
         except BaseException:
             _cancel(scoring.values())
             raise
@@ -227,6 +233,10 @@ class RolloutWorker:
         """A new exception each time: raising one object from several callers would mix their tracebacks."""
         assert self._failure is not None
         return WeightUpdateError(self._failure.worker_id, self._failure.version, self._failure.cause)
+
+
+async def _score(scorer: Scorer, gold: Any, sample: Sample) -> Scored:
+    return await scorer.score(gold, sample), time.time()
 
 
 def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:

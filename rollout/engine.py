@@ -20,7 +20,7 @@ import numpy as np
 
 from records.manifest import Bucket, Manifest
 from records.pictures import check_placeholders, decode_all
-from records.samples import PolicyVersion, Prompt, Sample, Trace, VersionSpan
+from records.samples import PolicyVersion, Prompt, Sample, SampleTimes, Trace, VersionSpan
 from rollout.config import NCCL, RolloutConfig
 from rollout.orphan import adopt_engine
 from rollout.weight_files import files_on_node
@@ -120,6 +120,8 @@ class RolloutEngine:
                         completion = begun.setdefault(part.index, Completion())
                         completion.add(part)
                         if part.finish_reason is not None:
+                            if self._is_in_process:
+                                completion.began = self._llm.engine_core.first_token_at(request_id, part.index)
                             yield part.index, self._to_sample(prompt, seed, prompt_token_ids, part, completion)
         except EngineDeadError as error:
             raise EngineDied(str(error)) from error
@@ -212,7 +214,8 @@ class RolloutEngine:
             logprobs=0,  # of the sampled token alone
             flat_logprobs=True,
             detokenize=False,
-            # FINAL_ONLY would keep each answer until the last sibling ends. This tells of its first token and its end.
+            # FINAL_ONLY would keep each answer until the last sibling ends. This tells of its first token and its end
+            # (an engine in the process of its end alone).
             output_kind=RequestOutputKind.DELTA,
             stream_interval=self.config.max_answer_tokens,
         )
@@ -234,15 +237,17 @@ class RolloutEngine:
             finish=last.finish_reason,
         )
         text = self._processor.tokenizer.decode(completion.token_ids, skip_special_tokens=True)
-        return Sample(id=f"{prompt.id}#{seed}.{last.index}", trace=trace, text=text)
+        times = SampleTimes(first_token=completion.began, ended=time.time())
+        return Sample(id=f"{prompt.id}#{seed}.{last.index}", trace=trace, text=text, times=times)
 
 
 @dataclass(slots=True)
 class Completion:
-    """Tokens of one answer and their log-probs, as far as they have come."""
+    """Tokens of one answer and their log-probs, as far as they have come; *began* when the first of them came here."""
 
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    began: float = field(default_factory=time.time)
 
     def add(self, part: Any) -> None:
         """*part* is vLLM's CompletionOutput, with the tokens since the last one."""

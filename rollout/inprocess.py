@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import queue
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from copy import copy
@@ -36,6 +37,8 @@ class HeldOutputs:
     """
 
     def __init__(self) -> None:
+        self.first_tokens: dict[str, float] = {}
+        """When each answer's was there, in seconds since 1970; who has asked for the answer takes it out."""
         self._held: dict[str, list[EngineCoreOutput]] = {}
         self._weight_version: str | None = None
 
@@ -49,6 +52,7 @@ class HeldOutputs:
                 self._held = {}
             self._weight_version = step.weight_version
         for output in step.outputs:
+            self.first_tokens.setdefault(output.request_id, time.time())
             self._held.setdefault(output.request_id, []).append(output)
         ended = [output.request_id for output in step.outputs if output.finished]
         if ended:
@@ -60,6 +64,7 @@ class HeldOutputs:
         """Of answers that nobody wants any more."""
         for request_id in request_ids:
             self._held.pop(request_id, None)
+            self.first_tokens.pop(request_id, None)
 
 
 def _joined(parts: list[EngineCoreOutput]) -> EngineCoreOutput:
@@ -100,6 +105,7 @@ class InProcessCore(AsyncMPClient):
         self._held = HeldOutputs()
         self.steps = 0
         self._expected: dict[str, int] = {}
+        self._answers: dict[str, list[str]] = {}
         self._thread = threading.Thread(target=self._run, name="vllm-core", daemon=True)
         self._thread.start()
 
@@ -113,15 +119,24 @@ class InProcessCore(AsyncMPClient):
         """A request is being prepared. An idle core waits for it, so that prompts that come together start together:
         alone, each would cost a step of its own. Call `unexpect` in the end, however it ends."""
         self._expected[request_id] = num_answers
+        self._answers[request_id] = []
 
     def unexpect(self, request_id: str) -> None:
         if self._expected.pop(request_id, None):
             self._calls.put((lambda core: None, Future()))  # so that the core looks again
+        for answer in self._answers.pop(request_id, ()):
+            self._held.first_tokens.pop(answer, None)
+
+    def first_token_at(self, request_id: str, index: int) -> float:
+        """When the first token of answer *index* to an expected request was there, in seconds since 1970."""
+        return self._held.first_tokens[self._answers[request_id][index]]
 
     async def add_request_async(self, request: Any) -> None:
         # The core writes into a request's features. Siblings share theirs until they are sent to another process, which
         # makes a copy for each; without, a sibling that is frozen by an update could not find its pictures again.
         request.mm_features = request.mm_features and [copy(feature) for feature in request.mm_features]
+        if request.external_req_id in self._answers:  # siblings come in order
+            self._answers[request.external_req_id].append(request.request_id)
         if request.external_req_id in self._expected:
             self._expected[request.external_req_id] -= 1
             if not self._expected[request.external_req_id]:

@@ -22,7 +22,7 @@ MAY_IMPORT = {
 }
 WINGS = {
     "orchestrator": {
-        "commands": {"study", "run", "evaluation", "config", "display"},
+        "commands": {"study", "run", "report", "evaluation", "config", "display"},
         "study": {"run", "config", "display"},
         "run": {"cluster", "loop", "report", "config", "display"},
         "cluster": {"loop", "supervision", "config"},

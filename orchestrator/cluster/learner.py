@@ -147,7 +147,7 @@ class LearnerHand:
         said = False
         while True:
             try:
-                return await place_learner(self.crew.config)
+                return await place_learner(self.crew.config, self.name)
             except ConfigError as error:
                 if not self.crew.was_ready:
                     raise Unfit from error

@@ -36,6 +36,10 @@ class Whereabouts:
 class OnNode:
     """What an actor says of itself."""
 
+    def __repr__(self) -> str:
+        """As Ray shows it, which asks once, when the actor is made."""
+        return f"{ray.get_runtime_context().get_actor_name()} on {get_node_ip_address()}"
+
     def whereabouts(self) -> Whereabouts:
         return Whereabouts(
             node_id=ray.get_runtime_context().get_node_id(),

@@ -2,10 +2,12 @@
 
 The learner's ranks share a group, on one node where they fit, for they talk most. Each rollout worker has a group of
 its own, all devices on one node, and each reward worker, on the node that has most room: workers can come and go. A
-group that waits for room tells a cluster that can grow what is asked of it.
+group that waits for room tells a cluster that can grow what is asked of it. Where nodes are labelled by role, each role
+keeps to its own, so that nodes for rollout workers can come and go by themselves.
 """
 
 import asyncio
+import itertools
 import logging
 import os
 from collections import Counter
@@ -28,11 +30,14 @@ ASKED_EVERY_S = 1.0
 ENV = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "VLLM_NO_USAGE_STATS": "1"}
 # Spin-waiting OpenMP threads starve a second engine on the same cores; compiled samplers make the first request slow.
 CPU_ENV = {"OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
+ROLE = "star-r1/role"
+"""The label of a node that is for one role alone: learner, rollout or reward. Where no node has it, any will do."""
 PASSED_ON = ("NCCL_", "GLOO_")
 """What the user's environment says of the network, with these beginnings, is said to every worker."""
 
 Bundle = dict[str, float]
 _KINDS = ("GPU", "CPU")
+_asked = itertools.count(1)
 
 
 class _Node(NamedTuple):
@@ -40,14 +45,16 @@ class _Node(NamedTuple):
     address: str
     free: Bundle
     total: Bundle
+    role: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """What is kept for one actor: a *bundle* of a placement group."""
+    """What is kept for one actor, which will be called *name*: a *bundle* of a placement group."""
 
     group: PlacementGroup
     bundle: int
+    name: str
 
     def actor(self, worker: type, **options: Any) -> Any:
         """The actor class of *worker* at this place. Not yet run on a GPU."""
@@ -56,6 +63,7 @@ class Place:
         threads = {"OMP_NUM_THREADS": str(_threads_a_gpu() * devices)} if devices else CPU_ENV
         network = {key: value for key, value in os.environ.items() if key.startswith(PASSED_ON)}
         return ray.remote(
+            name=self.name,
             num_cpus=held.get("CPU", 0),
             num_gpus=devices,
             scheduling_strategy=PlacementGroupSchedulingStrategy(self.group, self.bundle),
@@ -64,15 +72,15 @@ class Place:
         )(worker)
 
 
-async def place_learner(config: RunConfig) -> list[Place]:
-    """A place for each rank. Raises ConfigError where the cluster has none."""
+async def place_learner(config: RunConfig, name: str) -> list[Place]:
+    """A place for each rank of the learner *name*. Raises ConfigError where the cluster has none."""
     bundles = [_devices(config, 1)] * config.learner.ranks
-    home = _learner_home(config)
-    if home is not None and (places := await _reserve(bundles, "STRICT_PACK", home)):
+    home = _learner_home(config, _role(name))
+    if home is not None and (places := await _reserve(name, bundles, "STRICT_PACK", home)):
         return places
     logger.warning("no node has room for all %d ranks of the learner, which will talk across nodes", len(bundles))
-    places = await _reserve(bundles, "PACK")
-    return places or _refuse(config, f"the learner needs {len(bundles)} x {_said(bundles[0])}")
+    places = await _reserve(name, bundles, "PACK")
+    return places or _refuse(config, f"the learner needs {len(bundles)} x {_said(bundles[0])}", _role(name))
 
 
 def rollout_bundle(config: RunConfig) -> Bundle:
@@ -96,14 +104,14 @@ async def place_worker(
     Where the cluster has none now, *may_wait* is told what it lacks, and says whether to wait for it; if not,
     ConfigError. None if the waiting no longer *goes_on*.
     """
-    if home is not None and (places := await _reserve([bundle], "STRICT_PACK", home)):
+    if home is not None and (places := await _reserve(name, [bundle], "STRICT_PACK", home)):
         return places[0]
-    if places := await _reserve([bundle], "STRICT_PACK"):
+    if places := await _reserve(name, [bundle], "STRICT_PACK"):
         return places[0]
     need = f"{name} needs {_said(bundle)}" + (" on one node" if "GPU" in bundle or bundle["CPU"] >= 1 else "")
-    if not may_wait(f"{need}, and the cluster has {_free()} free"):
-        _refuse(config, need)
-    group = placement_group([bundle], strategy="STRICT_PACK")
+    if not may_wait(f"{need}, and the cluster has {_free(_role(name))} free"):
+        _refuse(config, need, _role(name))
+    group = _ask_for(name, [bundle], "STRICT_PACK")
     placed = False
     try:
         while not placed and goes_on():
@@ -111,7 +119,7 @@ async def place_worker(
     finally:
         if not placed:
             remove_placement_group(group)
-    return Place(group, 0) if placed else None
+    return Place(group, 0, name) if placed else None
 
 
 def reward_home(config: RunConfig, others: Iterable[str]) -> str:
@@ -126,7 +134,7 @@ def reward_home(config: RunConfig, others: Iterable[str]) -> str:
         breaks = config.device == "cpu" and free % 1 < REWARD_CPUS - 1e-6
         return free < REWARD_CPUS, breaks, taken[node.id], -free, node.id
 
-    return min(_nodes(), key=cost).id
+    return min(_nodes("reward"), key=cost, default=_nodes()[0]).id
 
 
 def give_back(places: Sequence[Place]) -> None:
@@ -148,62 +156,93 @@ def _devices(config: RunConfig, count: int) -> Bundle:
     return {"GPU": float(count)} if config.device == "gpu" else {"CPU": 1.0}
 
 
-def _learner_home(config: RunConfig) -> str | None:
+def _learner_home(config: RunConfig, role: str) -> str | None:
     """The node whose use for the learner takes the least room from rollout workers, and of those the fullest.
 
     Ray would begin to fill an empty one, and a large rollout worker would fit nowhere.
     """
     kind, ranks = config.device.upper(), config.learner.ranks
     per_rollout = _devices(config, config.rollout.tensor_parallel_size)[kind]
-    rooms = [(int(node.free.get(kind, 0)), node.id) for node in _nodes()]
+    rooms = [(int(node.free.get(kind, 0)), node.id) for node in _nodes(role)]
     fits = [(free // per_rollout - (free - ranks) // per_rollout, free, name) for free, name in rooms if free >= ranks]
     return min(fits)[2] if fits else None
 
 
-async def _reserve(bundles: Sequence[Bundle], strategy: str, node_id: str | None = None) -> list[Place]:
+async def _reserve(name: str, bundles: Sequence[Bundle], strategy: str, node_id: str | None = None) -> list[Place]:
     """A place for each of *bundles*, or none at all."""
-    at_home = None if node_id is None else [{"ray.io/node-id": node_id}] * len(bundles)
-    group = placement_group(list(bundles), strategy=strategy, bundle_label_selector=at_home)
+    group = _ask_for(name, bundles, strategy, node_id)
     if not await asyncio.to_thread(group.wait, PLACED_WITHIN_S):
         remove_placement_group(group)
         return []
-    return [Place(group, index) for index in range(len(bundles))]
+    ranks = [f"{name}-rank-{rank}" for rank in range(len(bundles))]
+    names = ranks if _role(name) == "learner" else [name]
+    return [Place(group, index, each) for index, each in enumerate(names)]
 
 
-def _refuse(config: RunConfig, need: str) -> NoReturn:
+def _ask_for(name: str, bundles: Sequence[Bundle], strategy: str, node_id: str | None = None) -> PlacementGroup:
+    """A group that may have to wait. Its own name, which Ray gives once, says for whom it is."""
+    selector = {} if node_id is None else {"ray.io/node-id": node_id}
+    if _has_roles(_nodes()):
+        selector[ROLE] = _role(name)
+    selectors = [selector] * len(bundles) if selector else None
+    number = next(_asked)
+    return placement_group(
+        list(bundles), strategy=strategy, bundle_label_selector=selectors, name=f"{name} (group {number})"
+    )
+
+
+def _role(name: str) -> str:
+    """That of the worker *name*."""
+    return name.rpartition("-")[0]
+
+
+def _has_roles(nodes: Iterable[_Node]) -> bool:
+    return any(node.role is not None for node in nodes)
+
+
+def _refuse(config: RunConfig, need: str, role: str) -> NoReturn:
     raise ConfigError(
-        f"{need}, and the cluster has {_free()} free. The whole run needs {_said(wanted(config))} (learner.ranks "
+        f"{need}, and the cluster has {_free(role)} free. The whole run needs {_said(wanted(config))} (learner.ranks "
         f"{config.learner.ranks}, rollout.workers {config.rollout.workers}, tensor_parallel_size "
         f"{config.rollout.tensor_parallel_size}, reward_service.workers {config.reward_service.workers} at "
         f"{REWARD_CPUS} CPU); add nodes, lower these numbers, or end what runs there"
     )
 
 
-def _free() -> str:
+def _free(role: str) -> str:
+    """What nodes for *role* have."""
     nodes = [
         ", ".join(
             f"{node.free.get(kind, 0):g} of {node.total[kind]:g} {kind}s" for kind in _KINDS if kind in node.total
         )
         + f" on {node.address} ({node.id[:8]})"
-        for node in _nodes()
+        for node in _nodes(role)
     ]
-    return "; ".join(nodes) or "nothing"
+    nothing = f"nothing (no node has the label {ROLE}={role})" if _has_roles(_nodes()) else "nothing"
+    return "; ".join(nodes) or nothing
 
 
 def _said(bundle: Bundle) -> str:
     return " and ".join(f"{count:g} {kind}{'s' if count != 1 else ''}" for kind, count in bundle.items() if count)
 
 
-def _nodes() -> list[_Node]:
-    """All that are up."""
+def _nodes(role: str | None = None) -> list[_Node]:
+    """All that are up, or those of them for workers of *role*."""
     from ray._private.state import available_resources_per_node  # Ray has no public call that tells nodes apart
 
     free = available_resources_per_node()
-    return [
-        _Node(node["NodeID"], node["NodeManagerAddress"], free.get(node["NodeID"], {}), node["Resources"])
+    nodes = [
+        _Node(
+            node["NodeID"],
+            node["NodeManagerAddress"],
+            free.get(node["NodeID"], {}),
+            node["Resources"],
+            node["Labels"].get(ROLE),
+        )
         for node in ray.nodes()
         if node["Alive"]
     ]
+    return nodes if role is None or not _has_roles(nodes) else [node for node in nodes if node.role == role]
 
 
 def _threads_a_gpu() -> int:

@@ -117,8 +117,8 @@ class LearnerRanks:
 
     async def _bucket(self, index: int) -> tuple[tuple[TensorInfo, ...], Any]:
         """What the rank whose turn it is says of its bucket, and a reference to it."""
-        results = [rank.weight_bucket.options(num_returns=2).remote(index) for rank in self._ranks]
         what = f"export of bucket {index}"
+        results = [rank.weight_bucket.options(name=what, num_returns=2).remote(index) for rank in self._ranks]
         said = await asyncio.gather(*(within(self._config.timeout_s, what, infos) for infos, _ in results))
         turn = index % len(self._ranks)
         return said[turn], results[turn][1]

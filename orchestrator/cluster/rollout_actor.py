@@ -9,7 +9,7 @@ from orchestrator.cluster.on_node import OnNode
 from orchestrator.cluster.pictures import Pictures, attached
 from orchestrator.cluster.scorer import RayScorer
 from orchestrator.config import Device
-from records.samples import Prompt, Sample, Score
+from records.samples import Origin, Prompt, Sample, Score
 from rollout.actor import RolloutWorker
 from rollout.config import OBJECT_STORE, RolloutConfig
 from rollout.engine import picture_cache_bytes
@@ -41,9 +41,9 @@ class RolloutActor(OnNode, RolloutWorker):
 
     async def sample_stored(
         self, prompt: Prompt, pictures: Pictures, seed: int
-    ) -> tuple[tuple[Sample, ...], tuple[Score, ...]]:
+    ) -> tuple[tuple[Sample, ...], tuple[Score, ...], Origin | None]:
         scored = await self.sample(attached(prompt, pictures), seed)
-        return scored.group.samples, scored.scores
+        return scored.group.samples, scored.scores, scored.origin
 
     def use_scorers(self, actors: Mapping[str, Any]) -> None:
         """From now on these reward workers, by name, score."""

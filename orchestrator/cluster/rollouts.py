@@ -88,7 +88,7 @@ class RolloutHand(ActorHand):
             assert exported is not None, f"version {version} is to be loaded, and none has come"
             what = f"loading of version {exported.manifest.version} by {self.name}"
             try:
-                call = self.actor.receive.remote(exported.manifest, *exported.buckets)
+                call = self.actor.receive.options(name=what).remote(exported.manifest, *exported.buckets)
                 self.crew.pauses.append(await within(timeout_s, what, call))
                 return exported.manifest.version
             except ObjectLostError:
@@ -121,8 +121,8 @@ class RayRollouts:
 
     async def sample(self, prompt: Prompt, *, seed: int) -> ScoredGroup:
         stored = store(prompt)
-        samples, scores = await self._ask("sampling", "sample_stored", stored, seed)
-        return ScoredGroup(group=SampleGroup(prompt=stored, samples=samples), scores=scores)
+        samples, scores, origin = await self._ask("sampling", "sample_stored", stored, seed)
+        return ScoredGroup(group=SampleGroup(prompt=stored, samples=samples), scores=scores, origin=origin)
 
     async def answer(self, prompt: Prompt) -> Sample:
         return await self._ask("answering", "answer_stored", store(prompt))
@@ -182,7 +182,8 @@ class RayRollouts:
         for _ in range(TRIES):
             async with self.supervisor.serving() as (name, hand):
                 try:
-                    call = getattr(hand.actor, method).remote(detached(stored), reference(stored), *args)
+                    named = getattr(hand.actor, method).options(name=what)
+                    call = named.remote(detached(stored), reference(stored), *args)
                     return await within(self._timeout_s, what, call)
                 except LOST as error:
                     lost = error

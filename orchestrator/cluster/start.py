@@ -190,6 +190,7 @@ def make_job(config: RunConfig, out: Path) -> LearnerJob:
         keep_checkpoints=config.checkpoint.keep,
         device=config.device,
         checkpoint_timeout_s=config.checkpoint.timeout_s,
+        keeps_logprobs=config.traces.share > 0,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 from typer.exceptions import TyperException
 
-from orchestrator.commands import data, doctor, manage, policy, score, study, submit, train
+from orchestrator.commands import data, doctor, manage, policy, report, score, study, submit, train
 from orchestrator.commands.arguments import Command, Group, example
 from orchestrator.config import ConfigError, RunFailed, StartFailed
 
@@ -58,6 +58,16 @@ for panel, name, command, lines in (
     ),
     (FIRST_DAY, "sft", train.sft, ["star-r1 sft deploy/runs/tiny_sft.toml --set loop.steps=20"]),
     (
+        FIRST_DAY,
+        "report",
+        report.report,
+        [
+            "star-r1 report output/run --out output/run.html",
+            "star-r1 report output/run output/other",
+            "star-r1 report --demo",
+        ],
+    ),
+    (
         RUNNING,
         "submit",
         submit.submit,
@@ -72,6 +82,7 @@ for panel, name, command, lines in (
         manage.status,
         ["star-r1 status output/run", "star-r1 status tiny_cpu-20261127-173000 --address http://HEAD:8265"],
     ),
+    (RUNNING, "watch", report.watch, ["star-r1 watch output/run --serve", "star-r1 watch output/run"]),
     (RUNNING, "scale", manage.scale, ["star-r1 scale output/run --rollouts 4 --scorers 2", "star-r1 scale output/run"]),
     (RUNNING, "pause", manage.pause, ["star-r1 pause output/run"]),
     (RUNNING, "resume", manage.resume, ["star-r1 resume output/run"]),
@@ -84,6 +95,7 @@ for panel, name, command, lines in (
         study.study,
         ["star-r1 study deploy/runs/study.toml --at-once 2", "star-r1 study deploy/runs/study.toml --page"],
     ),
+    (LATER, "behaviour", report.behaviour, ["star-r1 behaviour output/run", "star-r1 behaviour output/run --json"]),
     (LATER, "ledger", manage.ledger, ["star-r1 ledger output/run"]),
     (LATER, "replay", train.replay, ["star-r1 replay output/run/refused/step-000012"]),
     (LATER, "pretrain", policy.pretrain, ["star-r1 pretrain deploy/runs/tiny_pretrain.toml"]),

@@ -10,6 +10,7 @@ from orchestrator.report.curves import WIDTH, loss_curve, reward_curve, shares_c
 from orchestrator.report.held_out import choose_prompts, show_prompt
 from orchestrator.run.directory import RunDirectory
 from orchestrator.run.metrics import read_rows
+from orchestrator.run.page import leave_page
 from records.samples import Prompt
 from records.task import Task
 
@@ -24,6 +25,7 @@ def show_training(console: Console, task: Task, directory: RunDirectory, held_ou
     if task.shares or points:
         console.print(shares_curve(rows, task.shares, points, task.headline, width))
     _show_prompts(console, task, directory, held_out)
+    leave_page(directory.path)
 
 
 def show_imitation(console: Console, task: Task, directory: RunDirectory, held_out: Sequence[Prompt]) -> None:
@@ -31,6 +33,7 @@ def show_imitation(console: Console, task: Task, directory: RunDirectory, held_o
     _show_metrics(console, task, directory)
     console.print(loss_curve(read_rows(directory.metrics), min(WIDTH, console.width)))
     _show_prompts(console, task, directory, held_out)
+    leave_page(directory.path)
 
 
 def held_out_shares(task: Task, directory: RunDirectory) -> list[tuple[float, float]]:

@@ -1,7 +1,9 @@
 """The two kinds of training, each from a config to a run directory: GRPO, and the supervised baseline."""
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,20 +19,24 @@ from orchestrator.run.control import beside
 from orchestrator.run.end import show_imitation, show_training
 from orchestrator.run.metrics import imitation_row, step_row, terms_in, terms_of
 from orchestrator.run.session import Recorder, Session, started
-from records.samples import ScoredGroup, StepReport
+from orchestrator.run.traces import Traces
+from records.samples import PolicyVersion, ScoredGroup, StepReport
 
 
 async def run_training(config: RunConfig, out: Path, console: Console, resume: bool) -> None:
     """Reinforcement learning; with *resume* on from the newest whole checkpoint in *out*."""
     async with started(config, out, "train", console, resume) as session:
         version, size = session.version, config.loop.groups_per_step
-        terms = terms_in(session.directory.rows())
-        with Recorder(session) as recorder:
+        rows = session.directory.rows()
+        terms = terms_in(rows)
+        newest = PolicyVersion(max((int(row["step"]) for row in rows), default=0))
+        with Recorder(session) as recorder, closing(_open_traces(session, newest)) as traces:
 
             async def after_step(report: StepReport, groups: tuple[ScoredGroup, ...], times: StepTimes) -> None:
                 load = await session.scorer.load()
                 terms.update(terms_of(groups))
                 recorder.record(step_row(report, groups, times, load, terms, *recorder.times()))
+                traces.keep(report, groups, time.time() - times.publish_s)
 
             await _record_made_again(session, after_step)
             run = Run(
@@ -70,6 +76,11 @@ async def run_training(config: RunConfig, out: Path, console: Console, resume: b
                 raise
         await session.finish(run.served)
         show_training(console, session.task, session.directory, session.held_out)
+
+
+def _open_traces(session: Session, newest: PolicyVersion) -> Traces:
+    """Of the steps behind *newest* none is kept yet."""
+    return Traces(session.directory.path, session.config.traces, session.task, session.journal.write, newest)
 
 
 AfterStep = Callable[[StepReport, tuple[ScoredGroup, ...], StepTimes], Coroutine[Any, Any, None]]

@@ -1,5 +1,6 @@
 """Anyone's questions as a task (`records.task`): pictures, a question, an answer."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -8,7 +9,7 @@ from pydantic import BaseModel
 from rich.console import RenderableType
 from rich.text import Text
 
-from records.task import Imitation, Progress, Task, printable
+from records.task import Claim, Imitation, Progress, Reading, Task, printable
 from tasks.questions.config import QuestionsConfig
 from tasks.questions.dataset import QuestionSet
 from tasks.questions.rules import RULES, QuestionOptions
@@ -99,6 +100,16 @@ class QuestionsTask(Task):
     def kind(self, gold: Truth) -> str:
         return gold.answer
 
+    def truth(self, gold: Truth) -> str:
+        return printable(gold.answer)
+
+    def read(self, reply: str, gold: Truth) -> Reading:
+        """Of an answer in other words than the true one only a rule can tell whether it is right."""
+        said = read_answer(reply, gold.form)
+        if said is None:
+            return Reading(malformed=f"the reply has not the form {gold.form}", missing=(gold.answer,))
+        return Reading(reasoning=_before(said, reply), claims=(Claim(said, True if said == gold.answer else None),))
+
     def show(self, gold: Truth, replies: Mapping[str, str]) -> RenderableType:
         shown = Text(f"  true    {printable(gold.answer)}")
         for name, reply in replies.items():
@@ -117,6 +128,11 @@ class QuestionsTask(Task):
         from tasks.questions.page import write_page
 
         return write_page(self.open(data), out, split, most)
+
+
+def _before(said: str, reply: str) -> str:
+    """What stands before the answer, without the tags around it."""
+    return re.sub(r"</?(?:think|answer)>|\\boxed\{$", " ", reply[: reply.rfind(said)]).strip()
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 from rich.console import RenderableType
 
 from records.samples import Prompt
-from records.task import SPLITS, Imitation, Progress, Task
+from records.task import SPLITS, Imitation, Progress, Reading, Task
 from tasks.tvr.data.config import DataConfig
 from tasks.tvr.data.dataset import RECIPE, GoldSet, PromptSet, check_folder, load, load_golds
-from tasks.tvr.language.answer import format_answer
-from tasks.tvr.language.behaviour import count_triplets, is_careful
+from tasks.tvr.language.answer import Answer, format_answer
+from tasks.tvr.language.behaviour import count_triplets, is_careful, objects_named
 from tasks.tvr.language.gold import Gold
 from tasks.tvr.language.metrics import Judgement, MetricsReport, judge, summarise, table_rows
+from tasks.tvr.language.reading import read_reply, true_changes
 from tasks.tvr.language.reasoning import careful_reply
 from tasks.tvr.language.scene import apply
 from tasks.tvr.rules import RULES, StarOptions, parse_once
@@ -118,6 +119,24 @@ class TransformationTask(Task):
 
     def kind(self, gold: Gold) -> str:
         return gold.view
+
+    def truth(self, gold: Gold) -> str:
+        return true_changes(gold)
+
+    def read(self, reply: str, gold: Gold) -> Reading:
+        return read_reply(reply, gold)
+
+    def behaviour(self, reply: str, gold: Gold) -> Mapping[str, float]:
+        """As the paper looks at it: whether a reply goes through the objects one by one, how many it names, and how
+        many changes it claims.
+        """
+        answer = parse_once(reply)
+        named = len(objects_named(answer.reasoning, gold.scene)) if isinstance(answer, Answer) else 0
+        return {
+            "goes through the objects": float(is_careful(answer, gold.scene)),
+            "objects named": float(named),
+            "triplets predicted": float(count_triplets(answer)),
+        }
 
     def show(self, gold: Gold, replies: Mapping[str, str]) -> RenderableType:
         return show_replies(gold, replies)

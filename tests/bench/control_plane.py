@@ -198,7 +198,7 @@ class RayFakeActor:
 
     async def sample_stored(self, prompt: Prompt, pictures: tuple[bytes, ...], seed: int) -> tuple[Any, Any]:
         await asyncio.sleep(SAMPLING_S * random.uniform(0.8, 1.2))
-        return self.known
+        return *self.known, None
 
 
 class FakeLearner:

@@ -124,6 +124,7 @@ def alone(
     }
     for job in jobs.values():
         job["job"] = {"temperature": TEMPERATURE}
+    jobs["stage 2"]["job"] |= {"keeps_logprobs": True}
     for name in ("stage 2", "bfloat16"):
         jobs[name]["save"] = str(tmp_path_factory.mktemp("saved") / "model")
     (results,) = run_ranks(1, jobs)
@@ -171,6 +172,8 @@ def pair(
     jobs["stage 3"] |= {"save": str(tmp_path_factory.mktemp("saved") / "model"), "shard_bytes": SHARD_BYTES}
     for job in jobs.values():
         job["job"] = {"temperature": TEMPERATURE}
+    jobs["stage 2"]["job"] |= {"keeps_logprobs": True}
+    jobs["fewer groups than ranks"]["job"] |= {"keeps_logprobs": True}
     results = run_ranks(2, jobs)
     results[0]["stage 3"]["saved"] = jobs["stage 3"]["save"]
     return results
@@ -269,6 +272,22 @@ def test_logprobs_are_those_of_transformers(alone: Results, pair: list[Results],
         found = [logprobs for group in result["logprobs"][0] for logprobs in group]
         for one, other in zip(found, reference["logprobs"], strict=True):
             np.testing.assert_allclose(one, other, atol=1e-5, rtol=0)
+
+
+def test_a_report_has_the_logprobs_before_the_step_of_what_was_learned_from(
+    alone: Results, pair: list[Results]
+) -> None:
+    whole = (alone["stage 2"], pair[0]["stage 2"], pair[1]["stage 2"])
+    for result in (*whole, pair[0]["fewer groups than ranks"]):
+        kept, before = result["reports"][0].logprobs, result["logprobs"][0]
+        assert len(kept) == len(before)
+        for place, (group, wanted) in enumerate(zip(kept, before, strict=True)):
+            if place == 1:  # of equal rewards
+                assert [len(logprobs) for logprobs in group] == [0, 0]
+                continue
+            for one, other in zip(group, wanted, strict=True):
+                np.testing.assert_allclose(one, other, atol=1e-6, rtol=0)
+    assert alone["stage 0"]["reports"][0].logprobs == ()  # nobody asked for them
 
 
 CLIPPED = ["clipped", "clipped, stage 0", "clipped, offloaded, stage 1", "clipped, offloaded, stage 3"]

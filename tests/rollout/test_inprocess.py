@@ -164,3 +164,4 @@ def test_an_answer_that_was_dropped_leaves_nothing():
     (ended,) = held.add(EngineCoreOutputs(outputs=[output("b", 2, FinishReason.STOP)], weight_version="3"))
     assert [each.request_id for each in ended.outputs] == ["b"]
     assert held._held == {}
+    assert held.first_tokens.keys() == {"b"}

@@ -7,6 +7,7 @@ needs; the last one leaves the worker unusable.
 
 import asyncio
 import io
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -201,6 +202,22 @@ async def test_a_group_has_its_samples_with_end_token_and_text(
         assert sample.text == tokenizer.decode(trace.token_ids, skip_special_tokens=True)
     assert {sample.trace.finish for sample in group.samples} == {"stop", "length"} or served.device == "gpu"
     assert len({tuple(ids) for ids in token_ids(group)}) == 8
+
+
+async def test_a_group_tells_who_sampled_it_and_when(served: Served, make_prompt: Callable[[int], Prompt]) -> None:
+    began = time.time()
+    scored = await served.worker.sample(make_prompt(1), seed=3)
+    assert scored.origin is not None
+    assert scored.origin.worker == served.worker.worker_id
+    moments = [scored.origin.asked]
+    for sample, scored_at in zip(scored.group.samples, scored.origin.scored, strict=True):
+        assert sample.times is not None
+        assert began <= scored.origin.asked < sample.times.first_token <= sample.times.ended <= scored_at
+        moments.append(sample.times.first_token)
+        if len(sample.trace.token_ids) > 8:  # more than one step of the engine
+            assert sample.times.first_token < sample.times.ended
+    # Siblings begin together, before any of them ends.
+    assert max(moments[1:]) < min(sample.times.ended for sample in scored.group.samples if sample.times)
 
 
 async def test_the_same_seed_gives_the_same_tokens_and_another_seed_others(

@@ -25,10 +25,25 @@ def goes_through_objects(reasoning: str, scene: Scene) -> bool:
     >>> goes_through_objects("0.color.blue, 1.size.small", (cube, cube))
     False
     """
+    return objects_named(reasoning, scene) == _in_sight(scene)
+
+
+def objects_named(reasoning: str, scene: Scene) -> list[str]:
+    """The indices of the objects of *scene* in sight that stand in *reasoning* as words of their own, triplets taken
+    out, in the order of their first appearance.
+
+    >>> from tasks.tvr.language.scene import SceneObject
+    >>> cube = SceneObject(color="red", shape="cube", size="large", material="metal")
+    >>> objects_named("1 turned blue, unlike 0. So 1.color.blue; 7 does not exist", (cube, cube))
+    ['1', '0']
+    """
+    known = _in_sight(scene)
     numbers = _NUMBER.findall(_TRIPLET.sub(" ", reasoning))
-    indices = [str(index) for index, item in enumerate(scene) if item.in_sight]
-    named = dict.fromkeys(number for number in numbers if number in indices)  # in the order of first appearance
-    return list(named) == indices
+    return list(dict.fromkeys(number for number in numbers if number in known))
+
+
+def _in_sight(scene: Scene) -> list[str]:
+    return [str(index) for index, item in enumerate(scene) if item.in_sight]
 
 
 def is_careful(answer: Answer | Malformed, scene: Scene) -> bool:

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import ray
 from ray.cluster_utils import Cluster
+from ray.core.generated.gcs_pb2 import ActorTableData
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 
 from orchestrator.cluster import placement
 from orchestrator.cluster.crew import Crew
+from orchestrator.cluster.on_node import OnNode
 from orchestrator.cluster.placement import Place, place_learner, place_worker, reward_bundle, rollout_bundle
 from orchestrator.config import ConfigError, RunConfig, load_run_config
 
@@ -57,7 +59,7 @@ def nodes_of(places: list[Place]) -> list[str]:
 
 
 async def place_all(config: RunConfig) -> tuple[list[str], list[str]]:
-    ranks = await place_learner(config)
+    ranks = await place_learner(config, "learner-0")
     workers = [await place_rollout_worker(config, index) for index in range(config.rollout.workers)]
     return nodes_of(ranks), nodes_of(workers)
 
@@ -180,7 +182,9 @@ def test_an_actor_sees_its_gpus_and_has_the_node_s_share_of_threads(cluster, mon
             return tuple(os.environ[name] for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "NCCL_SOCKET_IFNAME"))
 
     config = gpu_run("rollout.tensor_parallel_size=4")
-    monkeypatch.setattr(placement, "_nodes", lambda: [placement._Node("a", "", {}, {"GPU": 8, "CPU": 17})])
+    monkeypatch.setattr(
+        placement, "_nodes", lambda role=None: [placement._Node("a", "", {}, {"GPU": 8, "CPU": 17}, None)]
+    )
     place = asyncio.run(place_rollout_worker(config, 0))
     devices, threads, interface = ray.get(place.actor(Seen).remote().seen.remote())
     assert len(devices.split(",")) == 4
@@ -193,3 +197,25 @@ def test_a_run_on_cpus_takes_none_of_a_cluster_s_gpus(cluster):
     ranks, _ = asyncio.run(place_all(config))
     assert len(ranks) == 2
     assert ray.available_resources()["GPU"] == 16.0
+
+
+class Shown(OnNode):
+    """Nothing but what the dashboard shows of it."""
+
+
+def test_an_actor_and_its_group_are_shown_by_the_name_of_the_worker(cluster):
+    place = asyncio.run(place_rollout_worker(gpu_run(), 3))
+    actor = place.actor(Shown).remote()
+    where = ray.get(actor.whereabouts.remote())
+    shown = {actor["name"]: actor["repr_name"] for actor in actors_as_shown()}
+    assert shown["rollout-3"] == f"rollout-3 on {where.address}"
+    assert placement_group_table(place.group)["name"].startswith("rollout-3 (group ")
+    ranks = asyncio.run(place_learner(gpu_run("learner.ranks=2"), "learner-1"))
+    assert [rank.name for rank in ranks] == ["learner-1-rank-0", "learner-1-rank-1"]
+
+
+def actors_as_shown() -> list[dict[str, str]]:
+    """Ray's own table, which its dashboard reads."""
+    table = ray._private.state.state._connect_and_get_accessor().get_actor_table(None, None)
+    found = [ActorTableData.FromString(each) for each in table]
+    return [{"name": each.name, "repr_name": each.repr_name} for each in found]

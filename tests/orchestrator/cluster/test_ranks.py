@@ -43,7 +43,8 @@ class FakeRank:
 
         if name.startswith("do_"):
             raise AttributeError(name)
-        return type("Method", (), {"remote": staticmethod(call)})
+        method = type("Method", (), {"remote": staticmethod(call)})
+        return type("Named", (), {"options": staticmethod(lambda name: method), "remote": staticmethod(call)})
 
     def do_whereabouts(self) -> Whereabouts:
         return Whereabouts(node_id="a", address="10.0.0.1", pid=1, logs=())

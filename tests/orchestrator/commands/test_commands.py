@@ -296,10 +296,14 @@ def test_help_shows_the_commands_of_the_first_day_first(capsys):
     main(["--help"])
     said = capsys.readouterr().out
     first_day, later = said.partition("The first day:")[2].partition("Later:")[::2]
+    first_day, cluster = first_day.partition("On a cluster, and while it runs:")[::2]
     names = re.compile(r"^  (\S+)  ", re.MULTILINE)
-    assert names.findall(first_day) == ["train", "eval", "score", "sft", "data"]
+    assert names.findall(first_day) == ["train", "eval", "score", "sft", "report", "data"]
+    assert names.findall(cluster) == [
+        *("submit", "status", "watch", "scale", "pause", "resume", "checkpoint", "stop", "doctor")
+    ]
     assert names.findall(later.partition("examples:")[0]) == [
-        *("study", "scale", "ledger", "replay", "pretrain", "tiny-policy")
+        *("study", "behaviour", "ledger", "replay", "pretrain", "tiny-policy")
     ]
     assert "\n  star-r1 train deploy/runs/tiny_cpu.toml --set loop.steps=20 --set rollout.workers=2 --out" in said
 

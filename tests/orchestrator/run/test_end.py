@@ -5,13 +5,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import tomli_w
 from rich.console import Console
 
 from orchestrator.run.directory import RunDirectory
 from orchestrator.run.end import held_out_shares, show_imitation, show_training
 from orchestrator.run.evaluate import report_on
+from orchestrator.run.page import PAGE
 from tasks.tvr.task import TASK
 from tests.fakes import TRUE_REPLY, make_evaluation, make_held_out_reply, make_prompt
+from tests.orchestrator.report.runs_by_hand import CONFIG
 
 PROMPTS = [make_prompt(f"{number}/basic/center") for number in range(2)]
 WRONG = "<think></think><answer></answer>"
@@ -96,3 +99,10 @@ def test_a_run_without_held_out_pairs_has_only_its_steps_to_show(directory: RunD
     text = said(show_training, directory)
     assert "Reward of sampled answers" in text
     assert "eld-out" not in text
+
+
+def test_a_run_leaves_its_page(directory: RunDirectory):
+    (directory.path / "config.toml").write_text(tomli_w.dumps(CONFIG))
+    for show in (show_training, show_imitation):
+        said(show, directory)
+        (directory.path / PAGE).unlink()

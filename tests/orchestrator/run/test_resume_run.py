@@ -17,6 +17,7 @@ import safetensors.torch
 import torch
 from transformers import AutoModelForImageTextToText
 
+from orchestrator.run.traces import read_traces
 from tasks.tvr.data.dataset import load
 from tests.orchestrator.small_runs import SFT, TINY, command
 
@@ -72,6 +73,12 @@ def evaluations(out: Path) -> dict[str, Any]:
     return json.loads((out / "evaluation.json").read_text())
 
 
+def sampled(out: Path) -> list[dict[str, Any]]:
+    """What is kept of the samples."""
+    columns = ["step", "ticket", "sample", "token_ids", "versions", "logprobs", "learner_logprobs", "reward", "reply"]
+    return read_traces(out, columns).to_pylist()
+
+
 @pytest.fixture(scope="module")
 def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of 7 steps that nothing stopped."""
@@ -108,6 +115,8 @@ def test_a_killed_run_goes_on_from_its_newest_whole_checkpoint_as_if_nothing_had
 
     # Without staleness nothing depends on timing: not a bit differs from the run that nothing stopped.
     assert numbers(out) == numbers(whole)
+    assert sampled(out) == sampled(whole)
+    assert len(sampled(out)) == 7 * 4 * 8
     assert all(torch.equal(part, weights(whole)[name]) for name, part in weights(out).items())
 
 

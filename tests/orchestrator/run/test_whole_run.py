@@ -12,6 +12,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from orchestrator.cluster.start import connected
 from orchestrator.config import RunConfig, for_task, load_run_config
+from orchestrator.run.traces import read_traces
 from tasks.tvr.data.dataset import load
 from tasks.tvr.task import TASK
 from tests.orchestrator.small_runs import SMALL, TINY, command
@@ -41,6 +42,15 @@ def test_a_run_of_three_steps_on_two_ranks(data, tmp_path):
     for row in rows:  # the parts of the reward sum to it
         parts = sum(value for key, value in row.items() if key.startswith("reward/"))
         assert parts == pytest.approx(row["reward"], abs=1e-4)
+
+    kept = read_traces(out).to_pylist()
+    assert [row["ticket"] for row in kept] == [ticket for ticket in range(12) for _ in range(8)]
+    for row in kept:
+        assert len(row["token_ids"]) == len(row["versions"]) == len(row["logprobs"])
+        assert row["asked_at"] < row["first_token_at"] <= row["ended_at"] <= row["scored_at"] < row["trained_at"]
+        if set(row["versions"]) == {row["step"] - 1} and row["learner_logprobs"] is not None:  # the same policy
+            assert row["learner_logprobs"] == pytest.approx(row["logprobs"], abs=1e-4)
+    assert any(row["learner_logprobs"] for row in kept)
 
     reports = json.loads((out / "evaluation.json").read_text())
     (beside,) = reports.keys() - {"before", "after"}

@@ -67,7 +67,7 @@ def test_an_object_out_of_sight_keeps_its_index_and_need_not_be_named():
 
 
 def test_the_examples_of_the_module_are_true():
-    assert doctest.testmod(tasks.tvr.language.behaviour) == (0, 4)
+    assert doctest.testmod(tasks.tvr.language.behaviour) == (0, 7)
 
 
 @pytest.mark.parametrize("piece", ["1", "1.", "1 . a ", "1 ", "1.aa", "1.a.", " ", "a"])
