@@ -158,18 +158,18 @@ def test_a_run_does_what_it_is_asked_from_wherever_its_head_is_reached(head, ses
     job, out = session
     rows = out / "metrics.jsonl"
     wait_for(lambda: (out / "status.json").exists(), 240, "the run")
-    assert ask("status", away=True).startswith("paused: step 0 of 1000000")
+    assert ask("status", job, away=True).startswith("paused: step 0 of 1000000")
     assert "goes on from version 0" in ask("resume", job)
     wait_for(lambda: rows.exists() and rows.read_text().count("\n") > 2, 60, "the third step")
 
     assert "paused at version" in ask("pause", job, away=True)
     wait_for(lambda: last_event(out, "served") == last_event(out, "trained"), 60, "the end of what was in flight")
     steps = rows.read_text().count("\n")
-    assert ask("status").startswith("paused: step ")
+    assert ask("status", job).startswith("paused: step ")
     assert "scorers 2 of 2 serve" in ask("scale", job, "--scorers", "2")
     assert f"the checkpoint of step {steps} is in {out}" in ask("checkpoint", job, away=True)
     assert rows.read_text().count("\n") == steps  # nothing was sampled, and nobody taken for hung
-    assert "goes on from version" in ask("resume")
+    assert "goes on from version" in ask("resume", job)
     wait_for(lambda: rows.read_text().count("\n") > steps, 60, "a step after the pause")
 
     ask("doctor", job, "--out", f"{tmp_path}/it.zip", away=True)
