@@ -72,7 +72,7 @@ class RewardWorker:
         """
         self._task = load_task(task)
         self._rule = load_rule(self._task, rule, options)
-        self._rule_name = rule
+        self.rule_name = rule
         self._rule_timeout_s, self._memory_mib = rule_timeout_s, memory_mib
         self._threads = ThreadPoolExecutor(concurrent_samples, thread_name_prefix="rule")
         self._places = asyncio.Semaphore(concurrent_samples)
@@ -152,7 +152,7 @@ class RewardWorker:
                 if await work.ends_within(self._rule_timeout_s):
                     return work.result()
             limit = (
-                f"the rule {self._rule_name!r} worked on it for more than {self._rule_timeout_s:g} s, which "
+                f"the rule {self.rule_name!r} worked on it for more than {self._rule_timeout_s:g} s, which "
                 "reward_service.rule_timeout_s allows; raise that, or have the rule end sooner"
             )
             self._spend(f"sample {reply.sample_id}: {limit}")
@@ -186,7 +186,7 @@ class RewardWorker:
         if (held := resident_mib()) > self._memory_mib:
             self._spend(
                 f"it holds {held:.0f} MiB, and reward_service.memory_mib allows {self._memory_mib}; raise that, or "
-                f"have the rule {self._rule_name!r} keep less. Samples at work: {', '.join(self._working) or 'none'}"
+                f"have the rule {self.rule_name!r} keep less. Samples at work: {', '.join(self._working) or 'none'}"
             )
 
     def _spend(self, why: str) -> None:

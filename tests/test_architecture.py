@@ -24,7 +24,7 @@ WINGS = {
     "orchestrator": {
         "commands": {"study", "run", "evaluation", "config", "display"},
         "study": {"run", "config", "display"},
-        "run": {"cluster", "loop", "report", "config", "display"},
+        "run": {"cluster", "supervision", "loop", "report", "config", "display"},
         "cluster": {"loop", "supervision", "config"},
         "evaluation": {"loop", "config", "display"},
         "loop": set(),

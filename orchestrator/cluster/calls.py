@@ -51,6 +51,6 @@ async def within(timeout_s: float, what: str, call: Awaitable[T]) -> T:
 
 
 async def each(actors: Sequence[Any], timeout_s: float, what: str, method: str, *args: Any) -> list[Any]:
-    """The results of one method of all *actors*, called at once."""
-    calls = [getattr(actor, method).remote(*args) for actor in actors]
+    """The results of one method of all *actors*, called at once; Ray's pages show *what*."""
+    calls = [getattr(actor, method).options(name=what).remote(*args) for actor in actors]
     return await asyncio.gather(*(within(timeout_s, f"{what} ({index})", call) for index, call in enumerate(calls)))

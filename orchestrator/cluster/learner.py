@@ -28,6 +28,10 @@ from records.samples import PolicyVersion, Prompt, SampleGroup, ScoredGroup, Ste
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+LEARNER = "learner"
+"""What the names of its generations of ranks begin with."""
+MAKING_AGAIN = "making again"
+"""The event that ranks are about to make steps once more."""
 TRIES = 5
 """How many groups of ranks a call may end before it is taken for the cause."""
 DEATH_S = 5.0
@@ -102,7 +106,7 @@ class LearnerHand:
         crew.learner_placed.set()
         placed()
         actors = [
-            place.actor(LearnerActor, concurrency_groups={WATCH: 1}).remote(
+            place.actor(LearnerActor, f"{self.name}-rank-{rank}", concurrency_groups={WATCH: 1}).remote(
                 config.learner, crew.job, rank, len(self.places)
             )
             for rank, place in enumerate(self.places)
@@ -147,7 +151,7 @@ class LearnerHand:
         said = False
         while True:
             try:
-                return await place_learner(self.crew.config)
+                return await place_learner(self.crew.config, self.name)
             except ConfigError as error:
                 if not self.crew.was_ready:
                     raise Unfit from error
@@ -167,6 +171,8 @@ class LearnerHand:
             raise Unfit from error
         if crew.passed is not None:
             await crew.passed(ranks, version)
+        if kept:
+            crew.tell(MAKING_AGAIN, worker=self.name, steps=len(kept))
         for step in kept:
             report = await crew.history.make_again(ranks, step)
             crew.tell("made again", step=step)

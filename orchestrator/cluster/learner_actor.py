@@ -26,6 +26,10 @@ class LearnerActor(OnNode, LearnerRank):
     def __init__(self, config: LearnerConfig, job: LearnerJob, rank: int, world_size: int) -> None:
         super().__init__(config, job, rank, world_size)
         self._device, self._model, self._folder = job.device, job.model, job.folder
+        self._place = f"rank {rank} of {world_size}"
+
+    def job(self) -> str:
+        return f"{self._place}, learns {Path(self._model).name}"
 
     def check_machine(self, workers_here: int) -> None:
         """Whether this node is fit for it. Raises UnfitMachine."""

@@ -36,6 +36,14 @@ class Whereabouts:
 class OnNode:
     """What an actor says of itself."""
 
+    def __repr__(self) -> str:
+        """On Ray's pages, and where Ray tells of an error. The pages have what it was at first: it must not change."""
+        return f"{ray.get_runtime_context().get_actor_name()}: {self.job()}"
+
+    def job(self) -> str:
+        """What it is there for, in a few words."""
+        raise NotImplementedError
+
     def whereabouts(self) -> Whereabouts:
         return Whereabouts(
             node_id=ray.get_runtime_context().get_node_id(),

@@ -49,8 +49,11 @@ class Place:
     group: PlacementGroup
     bundle: int
 
-    def actor(self, worker: type, **options: Any) -> Any:
-        """The actor class of *worker* at this place. Not yet run on a GPU."""
+    def actor(self, worker: type, name: str, **options: Any) -> Any:
+        """The class of the actor *name* at this place, to be made once. Not yet run on a GPU.
+
+        Ray's pages show the name. It is taken in this driver alone: each has a namespace of its own.
+        """
         held = self.group.bundle_specs[self.bundle]
         devices = int(held.get("GPU", 0))
         threads = {"OMP_NUM_THREADS": str(_threads_a_gpu() * devices)} if devices else CPU_ENV
@@ -60,18 +63,19 @@ class Place:
             num_gpus=devices,
             scheduling_strategy=PlacementGroupSchedulingStrategy(self.group, self.bundle),
             runtime_env={"env_vars": {**ENV, **network, **threads}},
+            name=name,
             **options,
         )(worker)
 
 
-async def place_learner(config: RunConfig) -> list[Place]:
-    """A place for each rank. Raises ConfigError where the cluster has none."""
+async def place_learner(config: RunConfig, name: str) -> list[Place]:
+    """A place for each rank of the learner *name*. Raises ConfigError where the cluster has none."""
     bundles = [_devices(config, 1)] * config.learner.ranks
     home = _learner_home(config)
-    if home is not None and (places := await _reserve(bundles, "STRICT_PACK", home)):
+    if home is not None and (places := await _reserve(name, bundles, "STRICT_PACK", home)):
         return places
     logger.warning("no node has room for all %d ranks of the learner, which will talk across nodes", len(bundles))
-    places = await _reserve(bundles, "PACK")
+    places = await _reserve(name, bundles, "PACK")
     return places or _refuse(config, f"the learner needs {len(bundles)} x {_said(bundles[0])}")
 
 
@@ -96,14 +100,14 @@ async def place_worker(
     Where the cluster has none now, *may_wait* is told what it lacks, and says whether to wait for it; if not,
     ConfigError. None if the waiting no longer *goes_on*.
     """
-    if home is not None and (places := await _reserve([bundle], "STRICT_PACK", home)):
+    if home is not None and (places := await _reserve(name, [bundle], "STRICT_PACK", home)):
         return places[0]
-    if places := await _reserve([bundle], "STRICT_PACK"):
+    if places := await _reserve(name, [bundle], "STRICT_PACK"):
         return places[0]
     need = f"{name} needs {_said(bundle)}" + (" on one node" if "GPU" in bundle or bundle["CPU"] >= 1 else "")
     if not may_wait(f"{need}, and the cluster has {_free()} free"):
         _refuse(config, need)
-    group = placement_group([bundle], strategy="STRICT_PACK")
+    group = placement_group([bundle], strategy="STRICT_PACK", name=name)
     placed = False
     try:
         while not placed and goes_on():
@@ -160,10 +164,10 @@ def _learner_home(config: RunConfig) -> str | None:
     return min(fits)[2] if fits else None
 
 
-async def _reserve(bundles: Sequence[Bundle], strategy: str, node_id: str | None = None) -> list[Place]:
-    """A place for each of *bundles*, or none at all."""
+async def _reserve(name: str, bundles: Sequence[Bundle], strategy: str, node_id: str | None = None) -> list[Place]:
+    """A place for each of *bundles*, in a group of this *name*, or none at all."""
     at_home = None if node_id is None else [{"ray.io/node-id": node_id}] * len(bundles)
-    group = placement_group(list(bundles), strategy=strategy, bundle_label_selector=at_home)
+    group = placement_group(list(bundles), strategy=strategy, name=name, bundle_label_selector=at_home)
     if not await asyncio.to_thread(group.wait, PLACED_WITHIN_S):
         remove_placement_group(group)
         return []

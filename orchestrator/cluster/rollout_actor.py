@@ -24,6 +24,9 @@ class RolloutActor(OnNode, RolloutWorker):
         self._asked = scorer
         self._device = device
 
+    def job(self) -> str:
+        return f"samples from {Path(self.model).name}, up to {self.config.concurrent_prompts} prompts at once"
+
     def check_machine(self, workers_here: int) -> None:
         """Whether this node is fit for *workers_here* of them. Raises UnfitMachine."""
         check_folder(Path(self.model), "the model")

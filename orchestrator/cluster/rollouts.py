@@ -63,7 +63,7 @@ class RolloutHand(ActorHand):
         config = self.crew.config
         place = await self.take_room(rollout_bundle(config), placed)
         await self.crew.may_start.wait()
-        actor = place.actor(RolloutActor, max_concurrency=MANY_CALLS)
+        actor = place.actor(RolloutActor, self.name, max_concurrency=MANY_CALLS)
         model = str(config.model.resolve())
         self.actor = actor.remote(config.rollout, model, self.name, self.crew.scorers.for_asker(), config.device)
         starting = Starting([self.actor], [self.name], config.start_timeout_s)
@@ -88,7 +88,8 @@ class RolloutHand(ActorHand):
             assert exported is not None, f"version {version} is to be loaded, and none has come"
             what = f"loading of version {exported.manifest.version} by {self.name}"
             try:
-                call = self.actor.receive.remote(exported.manifest, *exported.buckets)
+                receive = self.actor.receive.options(name=f"load version {exported.manifest.version}")
+                call = receive.remote(exported.manifest, *exported.buckets)
                 self.crew.pauses.append(await within(timeout_s, what, call))
                 return exported.manifest.version
             except ObjectLostError:
@@ -180,7 +181,8 @@ class RayRollouts:
         for _ in range(TRIES):
             async with self.supervisor.serving() as (name, hand):
                 try:
-                    call = getattr(hand.actor, method).remote(detached(stored), reference(stored), *args)
+                    called = getattr(hand.actor, method).options(name=what)
+                    call = called.remote(detached(stored), reference(stored), *args)
                     return await within(self._timeout_s, what, call)
                 except LOST as error:
                     lost = error

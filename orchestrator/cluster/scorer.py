@@ -89,7 +89,8 @@ class RayScorer:
             name = min(self._actors, key=lambda it: self._in_flight[it])
             self._in_flight[name] += 1
             try:
-                return await within(self._timeout_s, f"{what} by {name}", self._actors[name].score.remote(replies))
+                call = self._actors[name].score.options(name=what).remote(replies)
+                return await within(self._timeout_s, f"{what} by {name}", call)
             except ActorUnavailableError:  # it may be back in a moment, or be found dead then
                 await asyncio.sleep(UNAVAILABLE_S)
             except LOST as error:

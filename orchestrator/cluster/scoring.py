@@ -27,6 +27,9 @@ DRAIN_POLL_S = 0.2
 class RewardActor(OnNode, RewardWorker):
     """As it is."""
 
+    def job(self) -> str:
+        return f"scores by the rule {self.rule_name}"
+
     async def pulse(self) -> tuple[int, bool]:
         """Samples scored since it started, and whether it has others. Raises WorkerSpent if it must be replaced."""
         if (why := await self.condition()) is not None:
@@ -41,7 +44,7 @@ class RewardHand(ActorHand):
     async def start(self, placed: Callable[[], None]) -> int:
         config, rewards = self.crew.config, self.crew.config.reward_service
         place = await self.take_room(reward_bundle(), placed, apart=True)
-        actor = place.actor(RewardActor, max_concurrency=MANY_CALLS)
+        actor = place.actor(RewardActor, self.name, max_concurrency=MANY_CALLS)
         limits = (rewards.rule_timeout_s, rewards.memory_mib)
         self.actor = actor.remote(config.task, rewards.rule, rewards.options, rewards.concurrent_samples, *limits)
         try:

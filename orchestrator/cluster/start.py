@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.job_config import JobConfig
 
 from learner.config import LearnerJob
 from orchestrator.cluster.crew import Crew, Tell, supervise
-from orchestrator.cluster.learner import History, LearnerCrew, LearnerHand, Nothing, RayLearner
+from orchestrator.cluster.learner import LEARNER, History, LearnerCrew, LearnerHand, Nothing, RayLearner
 from orchestrator.cluster.placement import wanted
 from orchestrator.cluster.rollouts import RayRollouts, RolloutCrew, RolloutHand
 from orchestrator.cluster.scoring import RayScorers
@@ -39,15 +40,16 @@ REFUSED_WITHIN_S = 10.0
 
 
 @contextmanager
-def connected(config: RunConfig) -> Iterator[None]:
-    """A cluster for the run: the one of RAY_ADDRESS, or a local one with room for its workers and more.
+def connected(config: RunConfig, job_name: str = "star-r1") -> Iterator[None]:
+    """A cluster for the run: the one of RAY_ADDRESS, where it is the job *job_name*, or a local one with room for its
+    workers and more.
 
     Raises ConfigError if there is no cluster at RAY_ADDRESS, or if workers would not run the code that runs here.
     """
     _check_same_code()
     if address := os.environ.get("RAY_ADDRESS"):
         _check_address(address)
-        ray.init(log_to_driver=False)
+        ray.init(log_to_driver=False, job_config=JobConfig(metadata={"job_name": job_name}))
         logger.info("using the Ray cluster at %s", address)
         asking = (ray.get_runtime_context().gcs_address,)
         threading.Thread(target=_say_if_open, args=asking, daemon=True).start()  # a closed one takes seconds to say so
@@ -147,7 +149,7 @@ async def start_roles(
     scorers = RayScorers(Crew(**common))
     learner_crew = LearnerCrew(make_job(config, out), history or Nothing(), **common)
     rollout_crew = RolloutCrew(scorers, **common)
-    learner = RayLearner(supervise("learner", 1, learner_crew, LearnerHand), learner_crew)
+    learner = RayLearner(supervise(LEARNER, 1, learner_crew, LearnerHand), learner_crew)
     rollouts = RayRollouts(supervise("rollout", config.rollout.workers, rollout_crew, RolloutHand), rollout_crew)
     learner_crew.passed = rollouts.passed
     try:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
+from orchestrator.loop.activity import Activity, Phase
 from orchestrator.loop.roles import Journal, Learner, Publisher, Rollouts
 from orchestrator.loop.stop import to_its_end
 from orchestrator.loop.window import Ticket, Window
@@ -27,12 +28,14 @@ class StepTimes:
     """Where one step went, in seconds. Sampling and scoring go on all the while.
 
     The learning side waits for groups, then learns. *publish_s* is from there until the version is served, when the
-    learner can be well into its next step; for *pause_s* of it a worker could not sample.
+    learner can be well into its next step. *transfer_s* of it are the way of the weights, from when the learner began
+    to send them; for *pause_s* of these a worker could not sample.
     """
 
     wait_s: float
     learn_s: float
     publish_s: float
+    transfer_s: float
     pause_s: float
 
 
@@ -74,6 +77,7 @@ class Run:
     served: PolicyVersion = field(default=PolicyVersion(0))
     evaluating: asyncio.Task[None] | None = None
     unseen: list[Learned] = field(default_factory=list)
+    activity: Activity = field(default_factory=Activity)
 
 
 class StaleGroup(RuntimeError):
@@ -101,7 +105,8 @@ async def sample(run: Run, ticket: Ticket) -> None:
     """The next prompt's group, each answer scored as it ended."""
     prompt = run.prompts.next()
     run.journal.admitted(ticket, prompt.id)
-    group = await run.rollouts.sample(prompt, seed=sampling_seed(run.seed, ticket))
+    with run.activity.sampling():
+        group = await run.rollouts.sample(prompt, seed=sampling_seed(run.seed, ticket))
     await run.window.deliver(ticket, group)
 
 
@@ -113,10 +118,12 @@ async def keep_learning(run: Run, sides: asyncio.TaskGroup) -> None:
         version = step.report.version
         if serving is not None:
             await serving
+        began = time.monotonic()
         takeover = await run.publisher.send(version)
         run.journal.write("sent", version=version)
-        serving = sides.create_task(serve(run, sides, step, takeover), name=f"takeover of version {version}")
+        serving = sides.create_task(serve(run, sides, step, takeover, began), name=f"takeover of version {version}")
         if run.checkpoint_every and version % run.checkpoint_every == 0:
+            run.activity.enter(Phase.CHECKPOINTING)
             await serving  # a step that is in a checkpoint is in the records of the run as well
             run.journal.write("checkpointing", version=version)
             await run.learner.checkpoint()
@@ -126,11 +133,14 @@ async def keep_learning(run: Run, sides: asyncio.TaskGroup) -> None:
 async def learn(run: Run, version: PolicyVersion) -> Learned:
     """The step that follows *version*."""
     began = time.monotonic()
+    run.activity.enter(Phase.WAITING)
     groups = await run.window.take(run.groups_per_step)
     check_staleness(groups, version, run.max_staleness)
     taken = time.monotonic()
+    run.activity.enter(Phase.LEARNING)
     report, stopped = await to_its_end(make(run, PolicyVersion(version + 1), groups))
     ended = time.monotonic()
+    run.activity.enter(Phase.PUBLISHING)
     learned = Learned(report=report, groups=groups, wait_s=taken - began, learn_s=ended - taken, ended=ended)
     run.unseen.append(learned)
     if stopped:
@@ -145,14 +155,18 @@ async def make(run: Run, step: PolicyVersion, groups: tuple[ScoredGroup, ...]) -
     return report
 
 
-async def serve(run: Run, sides: asyncio.TaskGroup, step: Learned, takeover: Coroutine[Any, Any, float]) -> None:
-    """The rollout workers take the version over, and the slots of its groups are free."""
+async def serve(
+    run: Run, sides: asyncio.TaskGroup, step: Learned, takeover: Coroutine[Any, Any, float], began: float
+) -> None:
+    """The rollout workers take over the version that the learner *began* to send, and its groups' slots are free."""
     pause_s = await takeover
     run.served = step.report.version
     run.journal.write("served", version=run.served)
-    publish_s = time.monotonic() - step.ended
+    now = time.monotonic()
     await run.window.release(len(step.groups))  # only now: earlier, and a group could be one version too old
-    times = StepTimes(wait_s=step.wait_s, learn_s=step.learn_s, publish_s=publish_s, pause_s=pause_s)
+    times = StepTimes(
+        wait_s=step.wait_s, learn_s=step.learn_s, publish_s=now - step.ended, transfer_s=now - began, pause_s=pause_s
+    )
     await run.after_step(step.report, step.groups, times)
     assert run.unseen.pop(0) is step, "versions are served one after another"
     if run.evaluate_every and run.served % run.evaluate_every == 0 and run.served < run.steps:

@@ -14,13 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from orchestrator.cluster.metrics_table import REWARD_TERM as TERM
 from orchestrator.loop.loop import StepTimes, staleness
 from orchestrator.run.lines import Lines
 from records.samples import PolicyVersion, ScoredGroup, StepReport
 from reward_service.actor import ScoringLoad
 
-TERM = "reward/"
-"""What the column of a term begins with."""
 DIGITS = 6
 
 
@@ -66,6 +65,7 @@ def step_row(
         "wait_s": times.wait_s,
         "learn_s": times.learn_s,
         "publish_s": times.publish_s,
+        "transfer_s": times.transfer_s,
         "pause_s": times.pause_s,  # of the worker that paused longest
         **_scoring(scoring, step_s),
         "step_s": step_s,

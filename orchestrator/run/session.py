@@ -19,6 +19,7 @@ from orchestrator.cluster.scoring import RayScorers
 from orchestrator.cluster.start import connected, start_roles, stop_watching, watched
 from orchestrator.config import ConfigError, RunConfig
 from orchestrator.display import counting, live_note, say, step_line
+from orchestrator.loop.activity import Activity, Phase
 from orchestrator.loop.roles import Publisher
 from orchestrator.loop.stop import cancelled_by_sigterm
 from orchestrator.run.checkpoint_room import check_checkpoint_room
@@ -30,6 +31,7 @@ from orchestrator.run.history import RunHistory
 from orchestrator.run.journal import Journal
 from orchestrator.run.metrics import MetricsFile
 from orchestrator.run.model_folder import open_model_folder
+from orchestrator.run.observing import Observing
 from orchestrator.run.prompt_room import check_room
 from orchestrator.run.teller import Teller
 from orchestrator.run.workforce import Workforce
@@ -60,11 +62,15 @@ class Session:
     publisher: Publisher
     prompts: PromptOrder
     held_out: Sequence[Prompt]
+    activity: Activity
+    page: RayMetrics
+    observing: Observing
 
     async def evaluate(self, when: str) -> None:
         """Ask the held-out prompts, if there are any, and keep what was found under the name *when*."""
         if not self.held_out:
             return
+        self.activity.enter(Phase.EVALUATING)
         with counting(self.console, f"evaluation {when}") as counter:
             found = await self._ask(lambda done: counter(done, len(self.held_out)), self._all_at_once)
         self.directory.add_evaluation(when, found)
@@ -102,6 +108,7 @@ class Session:
 
     async def finish(self, version: PolicyVersion) -> None:
         """Save the policy and all that is needed to give it more steps, and evaluate it."""
+        self.activity.enter(Phase.SAVING)
         every = self.config.checkpoint.every_steps
         if every and version % every and version > self.directory.version:
             await self.learner.checkpoint()
@@ -116,6 +123,7 @@ async def started(config: RunConfig, out: Path, kind: Kind, console: Console, re
 
     What a user can mend is said before the workers start, as ConfigError.
     """
+    activity = Activity()
     with claimed_run_directory(config, out, kind, resume) as directory:
         say(console, f"run directory: {directory.path}")
         for line in directory.changed:
@@ -130,16 +138,20 @@ async def started(config: RunConfig, out: Path, kind: Kind, console: Console, re
         _check_longest(config, encoder, data, console)
         journal = Journal(directory.path)
         history = RunHistory(config, kind, task, directory, journal, PromptOrder(training, config.seed))
-        with connected(config), cancelled_by_sigterm():  # Ray has a handler of its own, which would abort
+        # Ray has a handler of SIGTERM of its own, which would abort.
+        with connected(config, directory.path.name), cancelled_by_sigterm():
             console.print("starting the workers")
             began = time.monotonic()
-            tell = Teller(journal, console)
+            tell = Teller(journal, console, activity)
             rollouts, scorer, learner = await start_roles(config, directory.path, history, tell)
             console.print(f"all workers are ready after {time.monotonic() - began:.0f} s", highlight=False)
             try:
                 await _say_checkpoints(config, directory, learner, console)
                 directory.begin(config, kind, data, learner.version)
                 journal.began(learner.version)
+                page = RayMetrics(directory.path.name)
+                fleets = [role.supervisor.fleet for role in (rollouts, scorer, learner)]
+                observing = Observing(page, activity, fleets)
                 session = Session(
                     config=config,
                     task=task,
@@ -154,9 +166,12 @@ async def started(config: RunConfig, out: Path, kind: Kind, console: Console, re
                     publisher=make_publisher(learner, rollouts, config.rollout),
                     prompts=_prompts_left(config, training, learner.version),
                     held_out=held_out,
+                    activity=activity,
+                    page=page,
+                    observing=observing,
                 )
                 control = keep_control(directory.path, Workforce(rollouts, scorer))
-                async with watched(rollouts, scorer, learner), beside(control):
+                async with watched(rollouts, scorer, learner), beside(control), beside(observing.keep()):
                     if "before" not in directory.evaluations():
                         await session.evaluate("before")
                     if session.version > 0:
@@ -259,7 +274,7 @@ class Recorder:
 
     def __init__(self, session: Session) -> None:
         self._file = MetricsFile(session.directory.metrics)
-        self._page = RayMetrics()
+        self._page, self._activity = session.page, session.activity
         self._steps = session.config.loop.steps
         self._done = session.version
         self._console = session.console
@@ -284,6 +299,8 @@ class Recorder:
         return step_s, now - self._began
 
     def record(self, row: dict[str, float]) -> None:
+        """*row*, and what the driver's time went into since the last one: together they have all of it."""
+        row = row | self._activity.take()
         self._file.write(row)
         self._page.publish(row)
         if self._console.is_terminal:

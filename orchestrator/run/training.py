@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from orchestrator.config import RunConfig
+from orchestrator.loop.activity import Phase
 from orchestrator.loop.loop import Run, StepTimes, train
 from orchestrator.loop.stop import to_its_end
 from orchestrator.loop.window import Window
@@ -17,7 +18,7 @@ from orchestrator.run.control import beside
 from orchestrator.run.end import show_imitation, show_training
 from orchestrator.run.metrics import imitation_row, step_row, terms_in, terms_of
 from orchestrator.run.session import Recorder, Session, started
-from records.samples import ScoredGroup, StepReport
+from records.samples import PolicyVersion, ScoredGroup, StepReport
 
 
 async def run_training(config: RunConfig, out: Path, console: Console, resume: bool) -> None:
@@ -30,6 +31,7 @@ async def run_training(config: RunConfig, out: Path, console: Console, resume: b
             async def after_step(report: StepReport, groups: tuple[ScoredGroup, ...], times: StepTimes) -> None:
                 load = await session.scorer.load()
                 terms.update(terms_of(groups))
+                session.page.count(groups, PolicyVersion(report.version - 1))
                 recorder.record(step_row(report, groups, times, load, terms, *recorder.times()))
 
             await _record_made_again(session, after_step)
@@ -54,7 +56,9 @@ async def run_training(config: RunConfig, out: Path, console: Console, resume: b
                 after_step=after_step,
                 evaluate=session.evaluate_beside,
                 served=version,
+                activity=session.activity,
             )
+            session.observing.window = run.window
             scaling = keep_scaling(session.rollouts, run.window, size, session.console)
             try:
                 async with beside(scaling):
@@ -70,7 +74,7 @@ async def run_training(config: RunConfig, out: Path, console: Console, resume: b
 
 
 AfterStep = Callable[[StepReport, tuple[ScoredGroup, ...], StepTimes], Coroutine[Any, Any, None]]
-NO_TIMES = StepTimes(wait_s=0.0, learn_s=0.0, publish_s=0.0, pause_s=0.0)
+NO_TIMES = StepTimes(wait_s=0.0, learn_s=0.0, publish_s=0.0, transfer_s=0.0, pause_s=0.0)
 
 
 async def _record_made_again(session: Session, after_step: AfterStep) -> None:
@@ -92,16 +96,20 @@ async def run_sft(config: RunConfig, out: Path, console: Console, resume: bool) 
         with Recorder(session) as recorder:
             while version < config.loop.steps:
                 prompts = tuple(session.prompts.next() for _ in range(size))
+                session.activity.enter(Phase.LEARNING)
                 report, stopped = await to_its_end(learner.imitate(prompts, session.history.right_answers(prompts)))
+                session.activity.enter(Phase.PUBLISHING)
                 version = report.version
                 recorder.record(imitation_row(report, size, *recorder.times()))
                 if stopped:
                     await session.keep(version)
                     raise asyncio.CancelledError
                 if config.checkpoint.every_steps and version % config.checkpoint.every_steps == 0:
+                    session.activity.enter(Phase.CHECKPOINTING)
                     await learner.checkpoint()
                 if every and version % every == 0 and version < config.loop.steps:
                     await (await session.publisher.send(version))
+                    session.activity.enter(Phase.EVALUATING)
                     await session.evaluate_served()
                     recorder.times()  # the next step has not taken the time of the evaluation
         if version > session.directory.version:

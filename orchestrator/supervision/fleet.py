@@ -132,12 +132,16 @@ class Worker:
 
 @dataclass(slots=True)
 class Fleet:
-    """The workers of one *kind*, of which *target* shall serve. Each method returns what is to be done."""
+    """The workers of one *kind*, of which *target* shall serve; *lost* were missed so far.
+
+    Each method returns what is to be done.
+    """
 
     kind: str
     target: int
     limits: Limits
     newest: int = 0
+    lost: int = 0
     workers: dict[str, Worker] = field(default_factory=dict)
     _made: int = 0
     _failures: int = 0
@@ -227,6 +231,7 @@ class Fleet:
         self._become(worker, State.DEAD, now)
         actions: list[Action] = [Free(name)]
         if missed:
+            self.lost += 1
             self._failures += 1
             wait_s = min(self.limits.most_backoff_s, self.limits.backoff_s * 2.0 ** (self._failures - 1))
             self._not_before = now + wait_s

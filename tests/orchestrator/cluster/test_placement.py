@@ -57,7 +57,7 @@ def nodes_of(places: list[Place]) -> list[str]:
 
 
 async def place_all(config: RunConfig) -> tuple[list[str], list[str]]:
-    ranks = await place_learner(config)
+    ranks = await place_learner(config, "learner-0")
     workers = [await place_rollout_worker(config, index) for index in range(config.rollout.workers)]
     return nodes_of(ranks), nodes_of(workers)
 
@@ -182,7 +182,7 @@ def test_an_actor_sees_its_gpus_and_has_the_node_s_share_of_threads(cluster, mon
     config = gpu_run("rollout.tensor_parallel_size=4")
     monkeypatch.setattr(placement, "_nodes", lambda: [placement._Node("a", "", {}, {"GPU": 8, "CPU": 17})])
     place = asyncio.run(place_rollout_worker(config, 0))
-    devices, threads, interface = ray.get(place.actor(Seen).remote().seen.remote())
+    devices, threads, interface = ray.get(place.actor(Seen, "seen").remote().seen.remote())
     assert len(devices.split(",")) == 4
     assert threads == "8"  # 17 cores are 2 a GPU
     assert interface == "eth7"

@@ -271,7 +271,8 @@ async def test_times_of_a_step_are_differences(monkeypatch):
 
     run.after_step = after_step
     await finish(run)
-    assert seen == [StepTimes(wait_s=1.0, learn_s=1.0, publish_s=1.0, pause_s=0.0)]
+    # Looked at 1000 and 1001, 1002 and 1003; sent at 1003 and served at 1004.
+    assert seen == [StepTimes(wait_s=1.0, learn_s=1.0, publish_s=2.0, transfer_s=1.0, pause_s=0.0)]
 
 
 async def test_an_evaluation_goes_on_beside_the_steps_and_the_run_ends_with_it():

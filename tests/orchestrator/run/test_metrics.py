@@ -16,7 +16,7 @@ from tasks.tvr.task import TASK
 from tests.fakes import GOLD, make_group, make_prompt, make_score, make_scored
 
 REPORT = StepReport(version=PolicyVersion(3), loss=0.5, grad_norm=2.0, tokens=12, stats={"ratio": 1.0})
-TIMES = StepTimes(wait_s=1.0, learn_s=2.0, publish_s=0.5, pause_s=0.25)
+TIMES = StepTimes(wait_s=1.0, learn_s=2.0, publish_s=0.5, transfer_s=0.375, pause_s=0.25)
 SCORING = (
     ScoringLoad(busy_s=2.0, full_s=1.0, longest_wait_s=0.75),
     ScoringLoad(busy_s=3.5, full_s=3.0, longest_wait_s=0.5),
@@ -102,7 +102,7 @@ def test_a_row_counts_cut_off_answers_and_their_lengths():
     row = step_row(REPORT, (replace(scored, group=group),), TIMES, SCORING, set(), step_s=4.0, elapsed_s=20.0)
     assert row["cut_off"] == 0.5
     assert row["answer_length"] == 4.0  # 2 and 6 tokens
-    assert (row["publish_s"], row["pause_s"]) == (0.5, 0.25)
+    assert (row["publish_s"], row["transfer_s"], row["pause_s"]) == (0.5, 0.375, 0.25)
 
 
 def test_a_term_that_a_score_leaves_out_is_0_there():
