@@ -51,6 +51,9 @@ async def within(timeout_s: float, what: str, call: Awaitable[T]) -> T:
 
 
 async def each(actors: Sequence[Any], timeout_s: float, what: str, method: str, *args: Any) -> list[Any]:
-    """The results of one method of all *actors*, called at once; Ray's pages show *what*."""
+    """The results of one method of all *actors*, called at once.
+
+    Ray's pages show *what*, and so does its metric of tasks, as a label: nothing in it may count up.
+    """
     calls = [getattr(actor, method).options(name=what).remote(*args) for actor in actors]
     return await asyncio.gather(*(within(timeout_s, f"{what} ({index})", call) for index, call in enumerate(calls)))

@@ -29,7 +29,7 @@ class LearnerActor(OnNode, LearnerRank):
         self._place = f"rank {rank} of {world_size}"
 
     def job(self) -> str:
-        return f"{self._place}, learns {Path(self._model).name}"
+        return f"{self._place}, {Path(self._model).name}"
 
     def check_machine(self, workers_here: int) -> None:
         """Whether this node is fit for it. Raises UnfitMachine."""

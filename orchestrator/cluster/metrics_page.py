@@ -24,6 +24,7 @@ class RayMetrics:
         self._made = {metric.name: _make(metric) for metric in METRICS}
         for made in self._made.values():
             made.set_default_tags({RUN: run})
+        self._shown: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
         self._counted: dict[tuple[str, ...], float] = {}
 
     def publish(self, row: Mapping[str, float]) -> None:
@@ -51,7 +52,7 @@ class RayMetrics:
             self._made[table.GROUP_STALENESS.name].observe(staleness(group, before))
 
     def look(self, activity: Activity, fleets: Iterable[Fleet], window: Window | None) -> None:
-        """How the run stands. Without a *window* nothing is sampled to learn from."""
+        """How the run stands; called each second. Without a *window* nothing is sampled to learn from."""
         for phase in Phase:
             self._set(table.PHASE, float(phase is activity.phase), phase=phase.value)
         for bucket, seconds in activity.seconds().items():
@@ -67,9 +68,11 @@ class RayMetrics:
             self._set(table.HELD, window.num_held)
             self._set(table.READY, window.num_ready)
             self._set(table.CAPACITY, window.capacity)
+        for (name, labels), value in self._shown.items():  # Ray forgets a gauge that is not set again and again
+            self._made[name].set(value, dict(labels))
 
     def _set(self, metric: Metric, value: float, **labels: str) -> None:
-        self._made[metric.name].set(value, labels)
+        self._shown[metric.name, tuple(labels.items())] = value
 
     def _raise(self, metric: Metric, total: float, **labels: str) -> None:
         """Count what *total* has more than when it was last told."""

@@ -38,7 +38,6 @@ class LearnerRanks:
         self._config = config
         self._checkpoint_timeout_s = checkpoint_timeout_s
         self.places: list[Whereabouts] = []
-        self._version = PolicyVersion(0)
 
     @property
     def actors(self) -> list[Any]:
@@ -58,8 +57,7 @@ class LearnerRanks:
         self.places = await starting.check_machines()
         checkpoint = None if checkpoints is None else await self._whole(checkpoints, timeout_s)
         address, port = await within(timeout_s, "learner rank 0", self._ranks[0].host_meeting.remote())
-        self._version = (await starting.call("connect", address, port, checkpoint))[0]
-        return self._version
+        return (await starting.call("connect", address, port, checkpoint))[0]
 
     async def _whole(self, checkpoints: Checkpoints, timeout_s: float) -> Checkpoint | None:
         """Each rank reads its share of the files; nobody else reads all of them."""
@@ -78,13 +76,13 @@ class LearnerRanks:
     async def step(self, groups: tuple[ScoredGroup, ...]) -> StepReport:
         sent = tuple(replace(scored, group=_sent(scored.group)) for scored in groups)
         references = [reference(scored.group.prompt) for scored in groups]
-        return await self._step("step_stored", ray.put(sent), *references)
+        return (await self.call("learner step", "step_stored", ray.put(sent), *references))[0]
 
     async def imitate(self, prompts: tuple[Prompt, ...], answers: tuple[str, ...]) -> StepReport:
         """One supervised update on the right *answers* to *prompts*; makes the next version."""
         stored = [store(prompt) for prompt in prompts]
         sent = ray.put(tuple(zip(map(detached, stored), answers, strict=True)))
-        return await self._step("imitate_stored", sent, *map(reference, stored))
+        return (await self.call("supervised step", "imitate_stored", sent, *map(reference, stored)))[0]
 
     async def checkpoint(self) -> None:
         await self.finish_checkpoint()  # here, where no rank waits for another in the process group meanwhile
@@ -117,15 +115,10 @@ class LearnerRanks:
         references = [reference(group.prompt) for group in groups]
         return await self.call("log-probs", "logprobs_stored", ray.put(tuple(map(_sent, groups))), *references)
 
-    async def _step(self, method: str, *args: Any) -> StepReport:
-        report = (await self.call(f"step {self._version + 1}", method, *args))[0]
-        self._version = report.version
-        return report
-
     async def _bucket(self, index: int) -> tuple[tuple[TensorInfo, ...], Any]:
         """What the rank whose turn it is says of its bucket, and a reference to it."""
+        results = [rank.weight_bucket.options(num_returns=2, name="export").remote(index) for rank in self._ranks]
         what = f"export of bucket {index}"
-        results = [rank.weight_bucket.options(num_returns=2, name=what).remote(index) for rank in self._ranks]
         said = await asyncio.gather(*(within(self._config.timeout_s, what, infos) for infos, _ in results))
         turn = index % len(self._ranks)
         return said[turn], results[turn][1]

@@ -25,7 +25,7 @@ class RolloutActor(OnNode, RolloutWorker):
         self._device = device
 
     def job(self) -> str:
-        return f"samples from {Path(self.model).name}, up to {self.config.concurrent_prompts} prompts at once"
+        return f"{Path(self.model).name}, up to {self.config.concurrent_prompts} prompts"
 
     def check_machine(self, workers_here: int) -> None:
         """Whether this node is fit for *workers_here* of them. Raises UnfitMachine."""

@@ -88,7 +88,7 @@ class RolloutHand(ActorHand):
             assert exported is not None, f"version {version} is to be loaded, and none has come"
             what = f"loading of version {exported.manifest.version} by {self.name}"
             try:
-                receive = self.actor.receive.options(name=f"load version {exported.manifest.version}")
+                receive = self.actor.receive.options(name="loading a version")
                 call = receive.remote(exported.manifest, *exported.buckets)
                 self.crew.pauses.append(await within(timeout_s, what, call))
                 return exported.manifest.version
@@ -181,7 +181,7 @@ class RayRollouts:
         for _ in range(TRIES):
             async with self.supervisor.serving() as (name, hand):
                 try:
-                    called = getattr(hand.actor, method).options(name=what)
+                    called = getattr(hand.actor, method).options(name=doing)
                     call = called.remote(detached(stored), reference(stored), *args)
                     return await within(self._timeout_s, what, call)
                 except LOST as error:

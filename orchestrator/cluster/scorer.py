@@ -89,7 +89,7 @@ class RayScorer:
             name = min(self._actors, key=lambda it: self._in_flight[it])
             self._in_flight[name] += 1
             try:
-                call = self._actors[name].score.options(name=what).remote(replies)
+                call = self._actors[name].score.options(name="scoring").remote(replies)
                 return await within(self._timeout_s, f"{what} by {name}", call)
             except ActorUnavailableError:  # it may be back in a moment, or be found dead then
                 await asyncio.sleep(UNAVAILABLE_S)

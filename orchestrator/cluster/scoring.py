@@ -28,7 +28,7 @@ class RewardActor(OnNode, RewardWorker):
     """As it is."""
 
     def job(self) -> str:
-        return f"scores by the rule {self.rule_name}"
+        return f"rule {self.rule_name}"
 
     async def pulse(self) -> tuple[int, bool]:
         """Samples scored since it started, and whether it has others. Raises WorkerSpent if it must be replaced."""
