@@ -42,7 +42,7 @@ class OnNode:
 
     def job(self) -> str:
         """What it is there for, in a few words."""
-        raise NotImplementedError
+        return type(self).__name__
 
     def whereabouts(self) -> Whereabouts:
         return Whereabouts(

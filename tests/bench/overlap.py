@@ -26,6 +26,7 @@ from typing import Any
 
 import psutil
 
+from orchestrator.cluster.learner import RayLearner
 from orchestrator.cluster.publish import make_publisher
 from orchestrator.cluster.rollouts import RayRollouts
 from orchestrator.cluster.start import connected, start_roles
@@ -108,7 +109,7 @@ class TimedWindow(Window):
 async def measure(config: RunConfig, out: Path) -> dict[str, Any]:
     data = ensure(config.data)
     ray_rollouts, scorer, learner = await start_roles(config, out)
-    pin()
+    pin(ray_rollouts, learner)
     rollouts = TimedRollouts(ray_rollouts)
     rows: list[dict[str, float]] = []
     began = time.monotonic()
@@ -167,15 +168,14 @@ async def measure(config: RunConfig, out: Path) -> dict[str, Any]:
     return medians | {"idle_share": idle, "straggler_share": straggled, "reward": reward}
 
 
-def pin() -> None:
-    """The rollout worker's process to core 0, the learner's to core 1, with all their threads."""
-    cores = {"ray::RolloutActor": 0, "ray::LearnerActor": 1}
-    for process in psutil.Process().children(recursive=True):
-        title = " ".join(process.cmdline())
-        for name, core in cores.items():
-            if title.startswith(name):
-                for thread in process.threads():
-                    os.sched_setaffinity(thread.id, {core})
+def pin(rollouts: RayRollouts, learner: RayLearner) -> None:
+    """The rollout workers' processes to core 0, the learner's to core 1, with all their threads."""
+    cores = {hand.where.pid: 0 for hand in rollouts.supervisor.hands.values() if hand.where is not None}
+    ranks = [hand.ranks for hand in learner.supervisor.hands.values() if hand.ranks is not None]
+    cores |= {place.pid: 1 for each in ranks for place in each.places}
+    for pid, core in cores.items():
+        for thread in psutil.Process(pid).threads():
+            os.sched_setaffinity(thread.id, {core})
 
 
 async def no_evaluation() -> None:

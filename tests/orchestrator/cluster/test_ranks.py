@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -43,7 +44,9 @@ class FakeRank:
 
         if name.startswith("do_"):
             raise AttributeError(name)
-        return type("Method", (), {"remote": staticmethod(call)})
+        method = SimpleNamespace(remote=call)
+        method.options = lambda name: method
+        return method
 
     def do_whereabouts(self) -> Whereabouts:
         return Whereabouts(node_id="a", address="10.0.0.1", pid=1, logs=())
