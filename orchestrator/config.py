@@ -11,7 +11,16 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
 from learner.config import LearnerConfig
 from learner.loss_config import with_algorithm
@@ -118,6 +127,35 @@ class SupervisionConfig(BaseModel):
     )
 
 
+TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
+
+
+class TrackersConfig(BaseModel):
+    """Where else the run's numbers and some samples go. Addresses and credentials are each client's own environment
+    variables; a tracker that fails never ends a run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    use: tuple[TrackerName, ...] = Field(
+        default=(), description="Any of tensorboard, wandb, mlflow, trackio; pip install 'star-r1[NAME]' brings each."
+    )
+    project: str = Field(
+        default="star-r1", min_length=1, description="The project, or experiment, that the run is listed under."
+    )
+    name: str | None = Field(default=None, description="The run's name there; by default that of its directory.")
+    samples_every_steps: int = Field(
+        default=10, ge=0, description="Steps between shown samples, with their pictures; larger sends less; 0: none."
+    )
+    samples: int = Field(default=4, ge=1, description="Samples shown at a time, of as many prompts as there are.")
+
+    @field_validator("use")
+    @classmethod
+    def _check_once(cls, use: tuple[TrackerName, ...]) -> tuple[TrackerName, ...]:
+        if len(set(use)) < len(use):
+            raise ValueError(f"{', '.join(use)} names a tracker twice; name each once")
+        return use
+
+
 NARROWEST_SEQUENCE_CLIP = 0.01
 """Narrower, the clip of whole answers drops most that are a version old, or rounded otherwise: see gspo's preset."""
 
@@ -141,6 +179,7 @@ class Sections(BaseModel):
     evaluation: EvaluationConfig
     checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="A table of its own.")
     supervision: SupervisionConfig = Field(default=SupervisionConfig(), description="A table of its own.")
+    trackers: TrackersConfig = Field(default=TrackersConfig(), description="A table of its own.")
     data: BaseModel = Field(description="The task's own table.")
     rollout: RolloutConfig
     reward_service: RewardConfig

@@ -65,6 +65,7 @@ ONLY_IMPORTERS = {
     "ray": ("orchestrator/cluster/",),
     "deepspeed": ("learner/engine.py", "learner/zero_state.py"),
     "vllm": ("rollout/engine.py", "rollout/inprocess.py", "rollout/weights.py", "learner/nccl.py"),
+    **{client: ("orchestrator/run/trackers/",) for client in ("wandb", "mlflow", "trackio")},
     "tasks": ("tasks/", "tiny_policy/", "orchestrator/study/", "orchestrator/commands/data.py"),
     "tiny_policy": ("tiny_policy/", "orchestrator/commands/policy.py"),
 }
@@ -147,6 +148,7 @@ BACKWARD = [
         ("learner/loss.py", "from orchestrator.loop import window"),
         ("rollout/actor.py", "from vllm import LLM"),
         ("orchestrator/loop/loop.py", "import ray.util.metrics"),
+        ("orchestrator/run/session.py", "import wandb"),
         ("orchestrator/loop/loop.py", "ray = importlib.import_module('ray')"),
         *BACKWARD,
         ("orchestrator/loop/loop.py", "from orchestrator import config"),

@@ -32,6 +32,7 @@ from orchestrator.run.metrics import MetricsFile
 from orchestrator.run.model_folder import open_model_folder
 from orchestrator.run.prompt_room import check_room
 from orchestrator.run.teller import Teller
+from orchestrator.run.trackers.trackers import Trackers, tracked
 from orchestrator.run.workforce import Workforce
 from records.order import PromptOrder
 from records.samples import PolicyVersion, Prompt
@@ -53,6 +54,7 @@ class Session:
     directory: RunDirectory
     journal: Journal
     history: RunHistory
+    trackers: Trackers
     version: PolicyVersion
     rollouts: RayRollouts
     scorer: RayScorers
@@ -67,7 +69,7 @@ class Session:
             return
         with counting(self.console, f"evaluation {when}") as counter:
             found = await self._ask(lambda done: counter(done, len(self.held_out)), self._all_at_once)
-        self.directory.add_evaluation(when, found)
+        self._keep_evaluation(when, found)
 
     async def evaluate_beside(self) -> None:
         """`evaluate_served` while training goes on, a few prompts at a time."""
@@ -85,10 +87,14 @@ class Session:
         at_once = concurrent_prompts or self._all_at_once
         found = await self._ask(lambda done: None, at_once)
         asked = f"version {found.oldest}" + (f" to {found.newest}" if found.newest > found.oldest else "")
-        self.directory.add_evaluation(asked, found)
+        self._keep_evaluation(asked, found)
         name, metrics = self.task.headline, found.report["metrics"]
         said = f"{name} {metrics[name]:.3f}" if name else f"reward {found.report['reward']['total']:+.3f}"
         self.console.print(f"evaluation of {asked}: {said}", highlight=False)
+
+    def _keep_evaluation(self, name: str, found: Evaluation) -> None:
+        self.directory.add_evaluation(name, found)
+        self.trackers.evaluation(found.oldest, found.report)
 
     async def _ask(self, progress: Callable[[int], None], at_once: int) -> Evaluation:
         return await evaluate(self.task, self.rollouts, self.scorer, self.held_out, progress, at_once)
@@ -130,7 +136,8 @@ async def started(config: RunConfig, out: Path, kind: Kind, console: Console, re
         _check_longest(config, encoder, data, console)
         journal = Journal(directory.path)
         history = RunHistory(config, kind, task, directory, journal, PromptOrder(training, config.seed))
-        with connected(config), cancelled_by_sigterm():  # Ray has a handler of its own, which would abort
+        tracking = tracked(config, directory, task, console)
+        with tracking as trackers, connected(config), cancelled_by_sigterm():  # Ray's own handler would abort
             console.print("starting the workers")
             began = time.monotonic()
             tell = Teller(journal, console)
@@ -140,6 +147,7 @@ async def started(config: RunConfig, out: Path, kind: Kind, console: Console, re
                 await _say_checkpoints(config, directory, learner, console)
                 directory.begin(config, kind, data, learner.version)
                 journal.began(learner.version)
+                trackers.catch_up(directory)
                 session = Session(
                     config=config,
                     task=task,
@@ -147,6 +155,7 @@ async def started(config: RunConfig, out: Path, kind: Kind, console: Console, re
                     directory=directory,
                     journal=journal,
                     history=history,
+                    trackers=trackers,
                     version=learner.version,
                     rollouts=rollouts,
                     scorer=scorer,
@@ -260,6 +269,7 @@ class Recorder:
     def __init__(self, session: Session) -> None:
         self._file = MetricsFile(session.directory.metrics)
         self._page = RayMetrics()
+        self._trackers = session.trackers
         self._steps = session.config.loop.steps
         self._done = session.version
         self._console = session.console
@@ -286,6 +296,7 @@ class Recorder:
     def record(self, row: dict[str, float]) -> None:
         self._file.write(row)
         self._page.publish(row)
+        self._trackers.row(row)
         if self._console.is_terminal:
             self._counter(int(row["step"]), self._steps, live_note(row))
         else:

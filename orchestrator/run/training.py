@@ -31,6 +31,7 @@ async def run_training(config: RunConfig, out: Path, console: Console, resume: b
                 load = await session.scorer.load()
                 terms.update(terms_of(groups))
                 recorder.record(step_row(report, groups, times, load, terms, *recorder.times()))
+                session.trackers.samples(report.version, groups)
 
             await _record_made_again(session, after_step)
             run = Run(
