@@ -65,7 +65,7 @@ ONLY_IMPORTERS = {
     "ray": ("orchestrator/cluster/",),
     "deepspeed": ("learner/engine.py", "learner/zero_state.py"),
     "vllm": ("rollout/engine.py", "rollout/inprocess.py", "rollout/weights.py", "learner/nccl.py"),
-    **{client: ("orchestrator/run/trackers/",) for client in ("wandb", "mlflow", "trackio")},
+    **dict.fromkeys(("wandb", "mlflow", "trackio"), ("orchestrator/run/trackers/",)),
     "tasks": ("tasks/", "tiny_policy/", "orchestrator/study/", "orchestrator/commands/data.py"),
     "tiny_policy": ("tiny_policy/", "orchestrator/commands/policy.py"),
 }

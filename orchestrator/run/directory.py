@@ -3,7 +3,8 @@
 It holds `config.toml` (resolved; `config-000040.toml` is what it was up to version 40), `run.json` (`train` or `sft`,
 and on which data), `metrics.jsonl` (a row a step), `evaluation.json` (before, after, and of versions between),
 `replies/` with the held-out replies of each evaluation, `checkpoints/`, `refused/` if a step was not finite, in
-`trackers/` what each tracker has, and in the end `model/`, a plain Hugging Face folder. `.lock` is locked by the driver of the run, so that there is one at a time.
+`trackers/` what each tracker has, and in the end `model/`, a plain Hugging Face folder. `.lock` is locked by the driver
+of the run, so that there is one at a time.
 """
 
 import json

@@ -129,12 +129,17 @@ def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image | None:
     return row
 
 
-def as_table(samples: Sequence[ShownSample]) -> tuple[list[str], list[list[Any]]]:
-    """Columns and rows for trackers that show tables; the picture is in the column `pictures`."""
+def as_rows(samples: Sequence[ShownSample]) -> list[dict[str, Any]]:
+    """For trackers that show tables, without the pictures: the same columns in all; a term that one has not is None."""
     terms = sorted({term for sample in samples for term in sample.terms})
-    columns = ["sample", "version", "pictures", "judged", "reply", "reward", *terms]
-    rows = [
-        [it.id, it.version, it.picture, it.judged, it.reply, it.reward, *(it.terms.get(term) for term in terms)]
+    return [
+        {
+            "sample": it.id,
+            "version": it.version,
+            "judged": it.judged,
+            "reply": it.reply,
+            "reward": it.reward,
+            **{term: it.terms.get(term) for term in terms},
+        }
         for it in samples
     ]
-    return columns, rows

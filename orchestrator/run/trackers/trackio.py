@@ -7,11 +7,11 @@ import os
 import secrets
 from collections.abc import Mapping, Sequence
 
+import trackio
 from huggingface_hub import get_token
 
-import trackio
 from orchestrator.config import ConfigError
-from orchestrator.run.trackers.samples import ShownSample, as_table
+from orchestrator.run.trackers.samples import ShownSample, as_rows
 from orchestrator.run.trackers.tracker import Opening
 
 
@@ -47,11 +47,9 @@ class TrackioRun:
         self._run.log(dict(row), step=step)
 
     def log_samples(self, step: int, samples: Sequence[ShownSample]) -> None:
-        columns, rows = as_table(samples)
-        place = columns.index("pictures")
-        for row, sample in zip(rows, samples, strict=True):
-            row[place] = sample.picture and trackio.Image(sample.picture, caption=sample.caption)
-        self._run.log({"samples": trackio.Table(columns=columns, data=rows)}, step=step)
+        pictures = [it.picture and trackio.Image(it.picture, caption=it.caption) for it in samples]
+        rows = [{"pictures": picture, **row} for picture, row in zip(pictures, as_rows(samples), strict=True)]
+        self._run.log({"samples": trackio.Table(data=rows)}, step=step)
 
     def finish(self, ok: bool) -> None:
         self._run.finish()

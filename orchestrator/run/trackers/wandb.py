@@ -9,8 +9,9 @@ import secrets
 from collections.abc import Mapping, Sequence
 
 import wandb
+
 from orchestrator.config import ConfigError
-from orchestrator.run.trackers.samples import ShownSample, as_table
+from orchestrator.run.trackers.samples import ShownSample, as_rows
 from orchestrator.run.trackers.tracker import FINISH_S, Opening
 
 WITHOUT_ACCOUNT = ("offline", "disabled", "dryrun")
@@ -59,11 +60,10 @@ class WandbRun:
         self._run.log({"step": step, **row})
 
     def log_samples(self, step: int, samples: Sequence[ShownSample]) -> None:
-        columns, rows = as_table(samples)
-        place = columns.index("pictures")
-        for row, sample in zip(rows, samples, strict=True):
-            row[place] = sample.picture and wandb.Image(sample.picture, caption=sample.caption)
-        self._run.log({"step": step, "samples": wandb.Table(columns=columns, data=rows)})
+        rows = as_rows(samples)
+        pictures = [wandb.Image(it.picture, caption=it.caption) for it in samples if it.picture is not None]
+        table = wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
+        self._run.log({"step": step, "replies": table, **({"samples": pictures} if pictures else {})})
 
     def finish(self, ok: bool) -> None:
         self._run.finish(exit_code=0 if ok else 1)
