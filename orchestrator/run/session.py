@@ -32,7 +32,7 @@ from orchestrator.run.metrics import MetricsFile
 from orchestrator.run.model_folder import open_model_folder
 from orchestrator.run.prompt_room import check_room
 from orchestrator.run.teller import Teller
-from orchestrator.run.trackers.trackers import Trackers, tracked
+from orchestrator.run.trackers.trackers import Trackers, check_trackers, tracked
 from orchestrator.run.workforce import Workforce
 from records.order import PromptOrder
 from records.samples import PolicyVersion, Prompt
@@ -127,6 +127,7 @@ async def started(config: RunConfig, out: Path, kind: Kind, console: Console, re
         for line in directory.changed:
             say(console, line)
         check_device(config.device)
+        check_trackers(config.trackers)
         encoder = open_model_folder(config.model)
         task = load_task(config.task)
         _check_rule(config, task)

@@ -68,10 +68,27 @@ class Trackers:
             sender.offer(Entry(kind=kind, step=step, send=send))
 
 
+def check_trackers(config: TrackersConfig) -> None:
+    """Raise ConfigError for a tracker whose client is not installed, or that has nobody to log in as."""
+    for name in config.use:
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(
+                f"trackers.use names {name!r}: its client is not installed; pip install 'star-r1[{name}]', or leave it "
+                "out"
+            )
+        _client(name).check()
+
+
 @contextmanager
 def tracked(config: RunConfig, directory: RunDirectory, task: Task, console: Console) -> Iterator[Trackers]:
-    """The trackers that *config* names, for the run in *directory*. Raises ConfigError if one cannot be used."""
-    senders = [_sender(name, config, directory) for name in config.trackers.use]
+    """The trackers that *config* names, checked before, for the run in *directory*; what failed is said at the end.
+
+    Raises ConfigError if what the directory keeps of one is damaged.
+    """
+    senders = [
+        Sender(name, partial(_open, name, config, directory), Memory(directory.path / "trackers" / f"{name}.json"))
+        for name in config.trackers.use
+    ]
     trackers = Trackers(config.trackers, senders, SampleReader(task, config.data))
     ok = False
     try:
@@ -82,18 +99,13 @@ def tracked(config: RunConfig, directory: RunDirectory, task: Task, console: Con
             say(console, f"{line}; metrics.jsonl and evaluation.json have all numbers")
 
 
-def _sender(name: str, config: RunConfig, directory: RunDirectory) -> Sender:
-    if importlib.util.find_spec(name) is None:
-        raise ConfigError(
-            f"trackers.use names {name!r}: its client is not installed; pip install 'star-r1[{name}]', or leave it out"
-        )
-    module = import_module(f"orchestrator.run.trackers.{name}")
-    module.check()
-    return Sender(name, partial(_open, module, config, directory), Memory(directory.path / "trackers" / f"{name}.json"))
+def _client(name: str) -> Any:
+    """The file beside this one, which imports the client."""
+    return import_module(f"orchestrator.run.trackers.{name}")
 
 
-def _open(module: Any, config: RunConfig, directory: RunDirectory, run_id: str | None) -> Tracker:
-    return module.open_run(
+def _open(name: str, config: RunConfig, directory: RunDirectory, run_id: str | None) -> Tracker:
+    return _client(name).open_run(
         Opening(
             project=config.trackers.project,
             name=config.trackers.name or directory.path.name,

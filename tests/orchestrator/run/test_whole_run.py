@@ -8,6 +8,7 @@ import tomllib
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from orchestrator.cluster.start import connected
@@ -24,6 +25,7 @@ def test_a_run_of_three_steps_on_two_ranks(data, tmp_path):
     out = tmp_path / "run"
     settings = [f"data.path={data}", "loop.steps=3", "learner.ranks=2"]
     settings += ["evaluation.max_samples=6", "evaluation.every_steps=2"]
+    settings += ['trackers.use=["tensorboard"]', "trackers.samples_every_steps=2"]
     ended = subprocess.run(command("train", TINY, out, settings), capture_output=True, text=True)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "step   3/3  version   3" in ended.stdout
@@ -54,6 +56,15 @@ def test_a_run_of_three_steps_on_two_ranks(data, tmp_path):
     oldest, newest = reports[beside]["versions"]
     assert 2 <= oldest <= newest <= 3
     assert beside == (f"version {oldest} to {newest}" if newest > oldest else f"version {oldest}")
+    tracked = EventAccumulator(str(out / "tensorboard"))
+    tracked.Reload()
+    logged = [(it.step, it.value) for it in tracked.Scalars("reward")]
+    assert logged == [(row["step"], pytest.approx(row["reward"], abs=1e-4)) for row in rows]
+    expected = sorted((report["versions"][0], report["metrics"]["TAcc"]) for report in reports.values())
+    assert sorted((it.step, it.value) for it in tracked.Scalars("eval/TAcc")) == pytest.approx(expected, abs=1e-6)
+    (shown,) = tracked.Images("samples/0")
+    assert (shown.step, shown.height) == (2, 144)
+    assert shown.width > 2 * 192
     assert for_task(RunConfig, TASK).model_validate(tomllib.loads((out / "config.toml").read_text())).loop.steps == 3
 
     before = AutoModelForImageTextToText.from_pretrained("deploy/models/tiny", dtype=torch.float32)

@@ -14,7 +14,7 @@ import orchestrator.run.trackers.trackers
 from orchestrator.config import ConfigError, RunConfig, TrackersConfig, load_run_config
 from orchestrator.run.directory import RunDirectory, open_run_directory
 from orchestrator.run.metrics import write_rows
-from orchestrator.run.trackers.trackers import tracked
+from orchestrator.run.trackers.trackers import check_trackers, tracked
 from records.samples import PolicyVersion
 from tests.fakes import make_evaluation
 from tests.orchestrator.run.trackers.test_samples import TwoPairs, scored
@@ -153,13 +153,19 @@ def test_without_trackers_nothing_is_written_or_said(tmp_path, directory):
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb", "mlflow", "trackio"])
-def test_a_missing_client_is_an_error_that_says_how_to_install_it(name, directory, monkeypatch):
+def test_a_missing_client_is_an_error_that_says_how_to_install_it(name, monkeypatch):
     monkeypatch.setitem(sys.modules, name, None)
-    with (
-        pytest.raises(ConfigError, match=rf"trackers.use names '{name}'.* pip install 'star-r1\[{name}\]'"),
-        tracked(config(f'trackers.use=["{name}"]'), directory, TwoPairs(), Console()),
-    ):
-        pass
+    with pytest.raises(ConfigError, match=rf"trackers.use names '{name}'.* pip install 'star-r1\[{name}\]'"):
+        check_trackers(TrackersConfig(use=(name,)))
+
+
+def test_a_tracker_that_is_checked_says_what_it_lacks(kept):
+    def check():
+        raise ConfigError("nobody is logged in")
+
+    kept.check = check
+    with pytest.raises(ConfigError, match="nobody is logged in"):
+        check_trackers(TrackersConfig(use=("tensorboard",)))
 
 
 def test_another_tracker_is_refused_with_those_that_are_known():
