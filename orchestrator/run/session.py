@@ -94,7 +94,7 @@ class Session:
 
     def _keep_evaluation(self, name: str, found: Evaluation) -> None:
         self.directory.add_evaluation(name, found)
-        self.trackers.evaluation(found.oldest, found.report)
+        self.trackers.evaluation(name, found.oldest, found.report)
 
     async def _ask(self, progress: Callable[[int], None], at_once: int) -> Evaluation:
         return await evaluate(self.task, self.rollouts, self.scorer, self.held_out, progress, at_once)

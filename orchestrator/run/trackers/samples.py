@@ -93,7 +93,7 @@ class SampleReader:
 
     def _show(self, sample: PickedSample) -> ShownSample:
         judged = io.StringIO()
-        Console(file=judged, width=WIDTH, color_system=None).print(
+        Console(file=judged, width=WIDTH, color_system=None, emoji=False).print(
             self._task.show(sample.gold, {"reply": sample.reply}), markup=False, highlight=False
         )
         return ShownSample(

@@ -32,8 +32,8 @@ class Trackers:
         """What an earlier driver left in *directory*: a tracker that was away, or is new, gets what it lacks."""
         for row in directory.rows():
             self.row(row)
-        for found in sorted(directory.evaluations().values(), key=lambda found: found["versions"]):
-            self.evaluation(found["versions"][0], found)
+        for name, found in directory.evaluations().items():
+            self.evaluation(name, found["versions"][0], found)
 
     def row(self, row: Mapping[str, float]) -> None:
         """The row of a step."""
@@ -41,12 +41,12 @@ class Trackers:
         columns = {name: value for name, value in row.items() if name != "step"}
         self._offer("row", step, lambda tracker: tracker.log(step, columns))
 
-    def evaluation(self, version: int, report: Mapping[str, Any]) -> None:
+    def evaluation(self, name: str, version: int, report: Mapping[str, Any]) -> None:
         """Of held-out prompts, first answered by *version*; what is a mean over nothing is left out."""
         reward = {f"reward/{part}": value for part, value in report["reward"].items() if part != "total"}
-        found = {**report["metrics"], "mean_tokens": report["mean_tokens"], "reward": report["reward"]["total"]}
-        columns = {f"eval/{name}": float(value) for name, value in (found | reward).items() if value is not None}
-        self._offer("evaluation", version, lambda tracker: tracker.log(version, columns))
+        means = {**report["metrics"], "mean_tokens": report["mean_tokens"], "reward": report["reward"]["total"]}
+        columns = {f"eval/{key}": float(value) for key, value in (means | reward).items() if value is not None}
+        self._offer(f"evaluation {name}", version, lambda tracker: tracker.log(version, columns))
 
     def samples(self, step: int, groups: Sequence[ScoredGroup]) -> None:
         """Some of those that *step* learned from, if it is one whose samples are shown."""

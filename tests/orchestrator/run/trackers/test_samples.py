@@ -66,11 +66,13 @@ def test_a_caption_says_the_sample_its_version_its_reward_by_term_and_what_is_ri
     assert "0.color.blue ✓" in " ".join(shown.judged.split())
 
 
-def test_a_reply_that_looks_like_markup_is_shown_as_it_is():
-    reply = "<think> [red] </think> <answer> 0.color.blue </answer>"
-    (shown,) = SampleReader(TwoPairs(), data=None).show(pick([scored(0, reply)], 1))
-    assert "[red]" in shown.judged
-    assert shown.reply == reply
+def test_what_a_task_shows_as_plain_text_is_no_markup():
+    class Plain(TwoPairs):
+        def show(self, gold, replies):
+            return f"true: {gold.changes[0]}, reply: {replies['reply']}"
+
+    (shown,) = SampleReader(Plain(), data=None).show(pick([scored(0, "[red]not[/red] :cat:")], 1))
+    assert shown.judged == "true: 0.color.blue, reply: [red]not[/red] :cat:"
 
 
 def test_the_data_set_is_opened_once_for_all_samples():

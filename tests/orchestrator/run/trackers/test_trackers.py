@@ -80,7 +80,7 @@ def follow(directory: RunDirectory, steps: range, *overrides: str, evaluate_at: 
             trackers.row({"step": step, "version": step, "reward": step / 10})
             trackers.samples(step, [scored(0), scored(1)])
             if step == evaluate_at:
-                trackers.evaluation(step, REPORT)
+                trackers.evaluation(f"version {step}", step, REPORT)
     return said.file.getvalue()
 
 
@@ -98,6 +98,13 @@ def test_an_evaluation_stands_under_eval_without_what_is_a_mean_over_nothing(kep
     follow(directory, range(1, 3), evaluate_at=2)
     expected = {"eval/TAcc": 0.25, "eval/mean_tokens": 20.0, "eval/reward": 1.5, "eval/reward/format": 0.5}
     assert (2, expected) in kept.runs[0].rows
+
+
+def test_two_evaluations_that_begin_with_one_version_are_both_logged(kept, directory):
+    with tracked(config(), directory, TwoPairs(), Console(file=io.StringIO())) as trackers:
+        trackers.evaluation("version 3", 3, REPORT)
+        trackers.evaluation("after", 3, REPORT)
+    assert [step for step, _ in kept.runs[0].rows] == [3, 3]
 
 
 def test_zero_steps_between_samples_are_no_samples(kept, directory):
