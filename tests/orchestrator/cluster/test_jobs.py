@@ -1,5 +1,6 @@
 """Runs that are Ray jobs, on a fake of the head: found, refused, told what to do."""
 
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,6 @@ from ray.exceptions import AuthenticationError
 from orchestrator.cluster import jobs
 from orchestrator.cluster.jobs import COMMAND, NAME, RELEASE, connect, own_job
 from orchestrator.commands.cli import main
-from orchestrator.config import ConfigError
 from orchestrator.run.control import own_release
 from orchestrator.run.submission import check_room
 from tests.orchestrator.run.test_travel import config
@@ -36,6 +36,8 @@ class FakeHead:
         self.answers: dict[str, Any] = {}
 
     def __call__(self, address: str) -> "FakeHead":
+        """Ray's own takes the address of the environment, if there is one."""
+        self.address = next((os.environ[name] for name in jobs.ADDRESSES if name in os.environ), address)
         return self
 
     def add(self, name: str, status: str = "RUNNING", log: str = "run directory: /far/run\n", **facts: Any) -> None:
@@ -195,10 +197,13 @@ def test_an_address_that_is_no_dashboards_is_said(monkeypatch: pytest.MonkeyPatc
     assert "--address 127.0.0.1:6379: is not that of a Ray dashboard" in refused(capsys, "stop")
 
 
-def test_an_address_that_is_given_goes_before_that_of_the_environment(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:10")
-    with pytest.raises(ConfigError, match=r"127\.0\.0\.1:9:"):
-        connect("http://127.0.0.1:9")
+def test_an_address_that_is_given_goes_before_that_of_the_environment(head: FakeHead, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("RAY_ADDRESS", "http://other:8265")
+    connect(URL)
+    assert head.address == URL
+    connect(None)
+    assert head.address == "http://other:8265"
+    assert os.environ["RAY_ADDRESS"] == "http://other:8265"
 
 
 def nodes(head: FakeHead, count: float, types: dict[str, str]) -> None:

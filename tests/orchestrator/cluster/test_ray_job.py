@@ -178,7 +178,7 @@ def test_a_run_does_what_it_is_asked_from_wherever_its_head_is_reached(head, ses
     ask("doctor", job, "--out", f"{tmp_path}/it.zip", away=True)
     found = doctor.read(tmp_path / "it.zip")
     assert {f"workers/{name}.txt" for name in ("driver", "rollout-0", "learner-0-rank-0", "reward-1")} <= found.keys()
-    assert "RolloutActor" in found["workers/rollout-0.txt"]
+    assert "vllm-core" in found["workers/rollout-0.txt"]  # a thread of its engine
     assert "RolloutActor" in found["actors.json"]
     assert "resume" in found["job.txt"]
 

@@ -85,7 +85,7 @@ async def test_a_run_that_is_asked_to_stop_is_cancelled_as_by_sigterm():
             await asyncio.Event().wait()
 
     with pytest.raises(asyncio.CancelledError):
-        await asyncio.create_task(training())
+        await asyncio.wait_for(asyncio.create_task(training()), 10)
     assert told.count("asked to stop") == 1
     assert run.ended(asyncio.CancelledError()).state == "stopped"
 
