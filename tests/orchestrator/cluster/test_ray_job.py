@@ -10,6 +10,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from pathlib import Path
@@ -54,6 +55,9 @@ def head(tmp_path_factory):
     command += [f"--metrics-export-port={metrics}", "--num-cpus=6", "--disable-usage-stats"]
     # The agent takes the jobs. Its usual port may belong to that of another test's Ray.
     command += [f"--dashboard-agent-listen-port={agent}"]
+    # Ray tells a job where its cluster is by a file in this folder; in the usual one another test's Ray writes its own.
+    own = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # short: sockets are in it
+    command += [f"--temp-dir={own}"]
     with (tmp_path_factory.mktemp("head") / "head.log").open("w") as log:
         process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
     try:
@@ -61,6 +65,7 @@ def head(tmp_path_factory):
         yield env, f"http://127.0.0.1:{dashboard}", f"http://127.0.0.1:{metrics}/metrics"
     finally:
         stop_all(process.pid)
+        shutil.rmtree(own, ignore_errors=True)
 
 
 def stop_all(pid: int) -> None:
